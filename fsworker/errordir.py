@@ -1,0 +1,89 @@
+"""Entries of ``Error/``: what was refused or found broken, kept with a machine-readable reason.
+
+An entry is a directory ``Error/<stamp>/`` with the bytes and ``Reason.json``. Only entries with a reason of kind
+``rejected`` (an upload that its application sent, and was told about) ever expire; quarantined store content and the
+temp directories that failed are removed by hand only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fsworker import durable, layout
+from fsworker.handle import StoreHandle
+
+REASON_FILE = "Reason.json"
+MAX_REASON_BYTES = 1 << 20
+
+REJECTED = "rejected"
+QUARANTINED = "quarantined"
+COLLISION = "collision"
+
+
+@dataclass(frozen=True)
+class ErrorEntry:
+    """One directory under ``Error/``. ``reason`` is empty for what the original FileStruct left there."""
+
+    stamp: str
+    reason: Mapping[str, Any]
+    files: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """``rejected``, ``quarantined``, ``collision``, or ``retained`` for a temp directory kept after a failure."""
+        return str(self.reason.get("kind", "retained"))
+
+
+@contextmanager
+def new_entry(handle: StoreHandle, kind: str, message: str, **details: Any) -> Iterator[tuple[str, int]]:
+    """Make ``Error/<stamp>/`` with its reason, durably, and yield the stamp and a descriptor to put bytes into.
+
+    The directory and what the block put there are synced at the end. If the block fails the entry stays, with its
+    reason, and without the bytes.
+    """
+    handle.ensure_directory(layout.ERROR, handle.modes.private)
+    now_s = handle.recent_clock()
+    name = layout.stamp(now_s)
+    handle.make_directory(f"{layout.ERROR}/{name}", handle.modes.private)
+    fd = os.open(f"{layout.ERROR}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd)
+    try:
+        reason = {"kind": kind, "message": message, "time": now_s, **details}
+        durable.replace_small_file(REASON_FILE, json.dumps(reason, indent=2).encode(), fd, 0o640)
+        yield name, fd
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    durable.fsync_path(layout.ERROR, handle.fd)
+
+
+def entries(handle: StoreHandle) -> Iterator[ErrorEntry]:
+    """Every entry of ``Error/``, oldest first."""
+    try:
+        names = sorted(os.listdir(handle.path / layout.ERROR))
+    except FileNotFoundError:
+        return
+    for name in names:
+        directory = handle.path / layout.ERROR / name
+        if layout.is_stamp(name) and directory.is_dir():
+            files = tuple(sorted(n for n in os.listdir(directory) if n != REASON_FILE))
+            yield ErrorEntry(name, _read_reason(directory / REASON_FILE), files)
+
+
+def remove(handle: StoreHandle, stamp: str) -> None:
+    """Delete the entry ``stamp`` with all that is in it. ``stamp`` must come from :func:`entries`."""
+    shutil.rmtree(handle.path / layout.ERROR / stamp)
+
+
+def _read_reason(path: os.PathLike[str]) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as stream:
+            reason = json.loads(stream.read(MAX_REASON_BYTES))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return reason if isinstance(reason, dict) else {}

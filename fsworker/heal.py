@@ -1,0 +1,106 @@
+"""Replacing a stored file by a better one of the same name, without the name ever being absent.
+
+Three occasions: the stored bytes have rotted and a good copy is at hand; the stored file cannot be freshened because
+somebody else owns it; and, not healing at all, two contents that really share a SHA-1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+
+from fsworker import durable, errordir, layout
+from fsworker.errors import HashCollisionError, StoreUnavailableError
+from fsworker.handle import StoreHandle, log
+from fsworker.locks import shard_lock
+from fsworker.model import Hash
+
+
+def replace_rotten(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int) -> bool:
+    """Put the verified content of ``good_fd`` (mode, group and sync done) in the place of ``stored_fd``, which differs.
+
+    The rotten file is first linked into quarantine, then replaced by ``rename``. False when the stored file changed
+    meanwhile: look again. Raises :class:`HashCollisionError` when both contents really have this hash: the stored file
+    is untouched, the new one is kept under ``Error/``.
+    """
+    found = hash_or_none(stored_fd)
+    if found == name:
+        _keep_collision(handle, name, good_fd)
+    why = "its content cannot be read" if found is None else f"its content hashes to {found}"
+    log.error("stored file %s is rotten (%s): replacing it by the copy just received", name, why)
+    with errordir.new_entry(
+        handle, errordir.QUARANTINED, f"{name} was rotten: {why}", hash=name, found=found, repaired=True
+    ) as (stamp, entry_fd):
+        with shard_lock(handle.fd, name, handle.modes.lock_file, exclusive=True):
+            current = is_still(handle, name, stored_fd)
+            if current:
+                source = layout.data_name(name)
+                os.link(source, name, src_dir_fd=handle.fd, dst_dir_fd=entry_fd, follow_symlinks=False)
+                rename_over(handle, name, good_fd)
+    if not current:
+        errordir.remove(handle, stamp)
+        return False
+    handle.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
+    return True
+
+
+def replace_by_own_copy(handle: StoreHandle, name: Hash, stored_fd: int) -> None:
+    """Freshen a file that somebody else owns: rename a verified copy of our own over it, which is fresh by being new.
+
+    The caller holds the shard lock. Raises :class:`StoreUnavailableError` when the stored file is rotten.
+    """
+    fd = durable.open_unnamed(handle.fd, layout.TEMP)
+    try:
+        offset = 0
+
+        def read_into(buffer: memoryview) -> int:
+            nonlocal offset
+            count = os.preadv(stored_fd, [buffer], offset)
+            offset += count
+            return count
+
+        if durable.copy_hashed(read_into, fd).sha1 != name:
+            raise StoreUnavailableError(f"stored file {name} is rotten; run 'fsworker verify --repair {name}'")
+        if os.fstat(fd).st_gid != handle.gid:
+            os.fchown(fd, -1, handle.gid)
+        os.fchmod(fd, layout.FILE_MODE)
+        handle.fsync(fd)
+        rename_over(handle, name, fd)
+    finally:
+        durable.close_unnamed(fd)
+    handle.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
+
+
+def rename_over(handle: StoreHandle, name: Hash, fd: int) -> None:
+    """Make the unnamed file ``fd`` the stored file ``name``, replacing what is there. The caller holds the shard lock."""
+    temporary = f"{layout.TEMP}/.{secrets.token_hex(16)}"
+    durable.link_unnamed(fd, temporary, handle.fd)
+    os.rename(temporary, layout.data_name(name), src_dir_fd=handle.fd, dst_dir_fd=handle.fd)
+
+
+def is_still(handle: StoreHandle, name: Hash, fd: int) -> bool:
+    """Tell whether the stored file of that name is the one open as ``fd``."""
+    try:
+        current = os.stat(layout.data_name(name), dir_fd=handle.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (current.st_dev, current.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def hash_or_none(fd: int) -> str | None:
+    """The SHA-1 of a file, or ``None`` when the disk cannot read it (``EIO``)."""
+    try:
+        return durable.hash_descriptor(fd).sha1
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None
+
+
+def _keep_collision(handle: StoreHandle, name: Hash, upload_fd: int) -> None:
+    message = f"two different contents have the SHA-1 {name}; the stored one stays, the new one is not stored"
+    with errordir.new_entry(handle, errordir.COLLISION, message, hash=name) as (stamp, entry_fd):
+        durable.link_unnamed(upload_fd, name, entry_fd)
+    raise HashCollisionError(f"{message}. It is kept as Error/{stamp}/{name}")

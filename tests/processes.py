@@ -1,0 +1,78 @@
+"""What tests of real processes need: to find them by a mark in their command line, and to wait for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsworker
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(fsworker.__file__).parents[1])}
+
+FORKING_PROGRAM = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:                       # a pool child, of the same group
+    if os.fork() == 0:                   # and its own child
+        time.sleep(600)
+    time.sleep(600)
+if os.fork() == 0:                       # one that leaves session and group, and loses its parent
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+time.sleep(600)
+"""
+FORKING_PROCESSES = 4
+
+
+def python(code: str, *arguments: object) -> list[str]:
+    """The command line that runs ``code``."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def marked(mark: object) -> list[int]:
+    """Processes, zombies apart, that have ``mark`` in their command line; not this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(mark).encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
+    """Whether the condition comes true; asked every 20 ms."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextmanager
+def background(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Python code in a process group of its own, with fsworker importable and its output in a pipe; killed after."""
+    process = subprocess.Popen(
+        python(code, *arguments),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
