@@ -14,8 +14,11 @@ from types import TracebackType
 
 from fsworker import durable
 from fsworker.durable import Reader
-from fsworker.handle import explain
-from fsworker.objects import Candidate, ObjectStore, Stored
+from fsworker.errors import StoreUnavailableError
+from fsworker.handle import SourceError, explain
+from fsworker.model import Hash
+from fsworker.objects import ObjectStore, Stored
+from fsworker.staging import Candidate, candidate_of, of_source, open_source
 
 _MAX_OPEN = 512
 """Files staged at most before a batch syncs by itself: each is an open descriptor."""
@@ -37,8 +40,9 @@ class Batch:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._deferred = store.durability == "batch"
-        self._staged: dict[str, Candidate] = {}
+        self._staged: dict[Hash, Candidate] = {}
         self._dirty = False
+        self._failed = False
         self._limit = min(_MAX_OPEN, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
     def __enter__(self) -> Batch:
@@ -55,28 +59,37 @@ class Batch:
 
     def put(self, data: bytes) -> Stored:
         """:meth:`ObjectStore.put`, durable at the end of the batch."""
-        return self._put(lambda: self._store.stage(_bytes_into(data)))
+        return self._put(lambda: candidate_of(data))
 
     def put_reader(self, stream: Reader, max_bytes: int | None = None) -> Stored:
         """:meth:`ObjectStore.put_reader`, durable at the end of the batch."""
-        return self._put(lambda: self._store.stage(durable.reader_into(stream), max_bytes))
+        return self._put(lambda: self._store.stage(of_source(durable.reader_into(stream)), max_bytes))
 
     def put_descriptor(
         self, fd: int, max_bytes: int | None = None, progress: Callable[[int], None] | None = None
     ) -> Stored:
         """:meth:`ObjectStore.put_descriptor`, durable at the end of the batch."""
-        return self._put(lambda: self._store.stage(durable.descriptor_into(fd), max_bytes, progress))
+        return self._put(lambda: self._store.stage_descriptor(fd, max_bytes, progress))
 
     def put_path(self, path: str | os.PathLike[str]) -> Stored:
         """:meth:`ObjectStore.put_path`, durable at the end of the batch."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return self.put_descriptor(fd)
-        finally:
-            os.close(fd)
+
+        def stage() -> Candidate:
+            fd = open_source(path)
+            try:
+                return self._store.stage_source(fd)
+            finally:
+                os.close(fd)
+
+        return self._put(stage)
 
     def flush(self) -> None:
-        """Make everything put so far durable now. Raises :class:`StoreUnavailableError`; then nothing of it counts."""
+        """Make everything put so far durable now.
+
+        Raises :class:`StoreUnavailableError`; then nothing put since the last flush counts, and the batch is over: the
+        kernel may call lost pages clean, so to sync again would prove nothing.
+        """
+        self._check_alive()
         if not self._dirty:
             return
         store = self._store
@@ -86,62 +99,61 @@ class Batch:
                 for candidate in self._staged.values():
                     store.insert(candidate, sync=False)
             store.syncfs()
-        except OSError as error:
-            raise explain(error, "Storing a batch", store) from error
-        for candidate in self._staged.values():
-            store.mark_durable(candidate.hash)
+        except BaseException as error:
+            self._failed = True
+            if isinstance(error, OSError):
+                raise explain(error, "Storing a batch", store) from error
+            raise
+        for name in self._staged:
+            store.mark_durable(name)
         self._drop()
 
     def _put(self, stage: Callable[[], Candidate]) -> Stored:
+        self._check_alive()
         store = self._store
         try:
             candidate = stage()
-            kept = False
             try:
-                if not self._deferred:
-                    return store.insert(candidate, sync=store.durability == "full")
-                self._dirty = True
-                if (twin := self._staged.get(candidate.hash)) is not None:
-                    return self._second(candidate, twin)
-                verdict = store.try_duplicate(candidate, sync=False)
-                if verdict is not None:
-                    return Stored(candidate.hash, candidate.size_bytes, verdict)
-                store.materialise(candidate, sync=False)
-                candidate.data = None  # memory stays flat; the staged file has the bytes
-                self._staged[candidate.hash] = candidate
-                kept = True
+                stored = self._place(candidate)
             finally:
-                if not kept:
+                if self._staged.get(candidate.hash) is not candidate:
                     candidate.close()
+        except SourceError as wrapped:
+            raise wrapped.error from None
         except OSError as error:
             raise explain(error, "Storing in a batch", store) from error
         if len(self._staged) >= self._limit:
             self.flush()
+        return stored
+
+    def _place(self, candidate: Candidate) -> Stored:
+        store = self._store
+        if not self._deferred:
+            return store.insert(candidate, sync=store.durability == "full")
+        self._dirty = True
+        if (twin := self._staged.get(candidate.hash)) is not None:
+            return self._second(candidate, twin)
+        verdict = store.try_duplicate(candidate, sync=False)
+        if verdict is not None:
+            return Stored(candidate.hash, candidate.size_bytes, verdict)
+        store.materialise(candidate, sync=False)
+        candidate.data = None  # memory stays flat; the staged file has the bytes
+        self._staged[candidate.hash] = candidate
         return Stored(candidate.hash, candidate.size_bytes, duplicate=False)
 
     def _second(self, candidate: Candidate, twin: Candidate) -> Stored:
         """The same hash twice in one batch: compare at once, so that a collision is refused and nothing is lost."""
-        assert twin.fd is not None
-        if candidate.equals(twin.fd):
+        if candidate.equals(twin.file):
             return Stored(candidate.hash, candidate.size_bytes, duplicate=True)
         self.flush()  # publishes the twin; the insertion below then reports the collision
         return self._store.insert(candidate, sync=True)
+
+    def _check_alive(self) -> None:
+        if self._failed:
+            raise StoreUnavailableError(f"this batch into {self._store.root} has failed; put all again in a new one")
 
     def _drop(self) -> None:
         for candidate in self._staged.values():
             candidate.close()
         self._staged.clear()
         self._dirty = False
-
-
-def _bytes_into(data: bytes) -> Callable[[memoryview], int]:
-    view = memoryview(data)
-
-    def read_into(buffer: memoryview) -> int:
-        nonlocal view
-        count = min(len(buffer), len(view))
-        buffer[:count] = view[:count]
-        view = view[count:]
-        return count
-
-    return read_into

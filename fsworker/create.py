@@ -50,7 +50,7 @@ def create_store(
     parsed = dict(parse_app(app) for app in apps)
     gid = None if group is None else find_group(group)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        _make_root(root)
         existing = os.listdir(root)
     except OSError as error:
         raise ConfigError(f"cannot make a store at {root}: {error.strerror}") from error
@@ -62,11 +62,10 @@ def create_store(
             _make_directories(fd, root, _SET_UPS[writers], gid)
             config = StoreConfig(store_id=layout.new_store_id(), apps={}, grace_s=grace_s)
             durable.replace_small_file(layout.CONFIG_FILE, config.dump().encode(), fd, 0o644)
-            durable.fsync_path(str(root.parent), fd)
     except PermissionError as error:
         raise ConfigError(
-            f"cannot make a store at {root}: {error.strerror}. Run as the user the worker will run as, who must own {root} "
-            f"and be a member of group {group or group_name(os.stat(root).st_gid)}"
+            f"cannot make a store at {root}: {error.strerror}. Run as the user the worker will run as, who must own "
+            f"{root} and be a member of group {group or group_name(os.stat(root).st_gid)}"
         ) from error
     finally:
         os.close(fd)
@@ -108,8 +107,8 @@ def editing_config(handle: StoreHandle) -> Iterator[ConfigEdit]:
     handle.ensure_directory(layout.LOCK, handle.modes.private)
     with store_lock(handle.fd, "config", handle.modes.lock_file) as obtained:
         if not obtained:
-            raise ConfigError(f"{handle.path / layout.CONFIG_FILE} is being changed by another command; try again")
-        before = read_config(handle.fd, handle.path)
+            raise ConfigError(f"{handle.root / layout.CONFIG_FILE} is being changed by another command; try again")
+        before = read_config(handle.fd, handle.root)
         edit = ConfigEdit(before)
         yield edit
         if edit.config != before:
@@ -125,9 +124,18 @@ def find_group(name: str) -> int:
         raise ConfigError(f"there is no group {name!r}; make it with: groupadd {name}") from None
 
 
+def _make_root(root: Path) -> None:
+    """Make the directory and those above it, each synced into its parent; what exists is left as it is."""
+    missing = [root, *root.parents]
+    missing = missing[: next(number for number, path in enumerate(missing) if path.exists())]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        durable.fsync_path(str(path.parent), -1)
+
+
 def _looks_half_made(names: Iterable[str]) -> bool:
     ours = {layout.DATA, layout.TEMP, layout.ERROR, layout.TRASH, layout.SPOOL, layout.LOCK}
-    return all(name in ours or name.startswith(".") and name.endswith(".new") for name in names)
+    return all(name in ours or (name.startswith(".") and name.endswith(".new")) for name in names)
 
 
 def _make_directories(fd: int, root: Path, modes: Modes, gid: int | None) -> None:
@@ -135,7 +143,7 @@ def _make_directories(fd: int, root: Path, modes: Modes, gid: int | None) -> Non
         os.fchown(fd, -1, gid)
     os.fchmod(fd, modes.root)
     private = (layout.TEMP, layout.ERROR, layout.LOCK)
-    tree = {name: modes.private for name in private} | {
+    tree = dict.fromkeys(private, modes.private) | {
         layout.DATA: modes.data,
         layout.TRASH: modes.data,
         layout.SPOOL: modes.spool,
@@ -168,7 +176,7 @@ def _make_spool(handle: StoreHandle, app: str, gid: int | None) -> None:
     except PermissionError:
         me, group = user_name(os.geteuid()), group_name(gid)
         raise ConfigError(
-            f"{handle.path / name} cannot be given to group {group}: {me} is not a member. "
+            f"{handle.root / name} cannot be given to group {group}: {me} is not a member. "
             f"Run: usermod -aG {group} {me}, log in again, and repeat"
         ) from None
     os.chmod(name, handle.modes.spool_app, dir_fd=handle.fd)  # chown clears setgid

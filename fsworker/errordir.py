@@ -47,29 +47,30 @@ def new_entry(handle: StoreHandle, kind: str, message: str, **details: Any) -> I
     The directory and what the block put there are synced at the end. If the block fails the entry stays, with its
     reason, and without the bytes.
     """
-    handle.ensure_directory(layout.ERROR, handle.modes.private)
+    handle.prepare()
     now_s = handle.recent_clock()
     name = layout.stamp(now_s)
-    handle.make_directory(f"{layout.ERROR}/{name}", handle.modes.private)
+    while not handle.make_directory(f"{layout.ERROR}/{name}", handle.modes.private):
+        name = layout.stamp(now_s)
     fd = os.open(f"{layout.ERROR}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd)
     try:
         reason = {"kind": kind, "message": message, "time": now_s, **details}
         durable.replace_small_file(REASON_FILE, json.dumps(reason, indent=2).encode(), fd, 0o640)
+        handle.fsync_directory(layout.ERROR)
         yield name, fd
-        os.fsync(fd)
+        handle.fsync(fd)
     finally:
         os.close(fd)
-    durable.fsync_path(layout.ERROR, handle.fd)
 
 
 def entries(handle: StoreHandle) -> Iterator[ErrorEntry]:
     """Every entry of ``Error/``, oldest first."""
     try:
-        names = sorted(os.listdir(handle.path / layout.ERROR))
+        names = sorted(os.listdir(handle.root / layout.ERROR))
     except FileNotFoundError:
         return
     for name in names:
-        directory = handle.path / layout.ERROR / name
+        directory = handle.root / layout.ERROR / name
         if layout.is_stamp(name) and directory.is_dir():
             files = tuple(sorted(n for n in os.listdir(directory) if n != REASON_FILE))
             yield ErrorEntry(name, _read_reason(directory / REASON_FILE), files)
@@ -77,7 +78,7 @@ def entries(handle: StoreHandle) -> Iterator[ErrorEntry]:
 
 def remove(handle: StoreHandle, stamp: str) -> None:
     """Delete the entry ``stamp`` with all that is in it. ``stamp`` must come from :func:`entries`."""
-    shutil.rmtree(handle.path / layout.ERROR / stamp)
+    shutil.rmtree(handle.root / layout.ERROR / stamp)
 
 
 def _read_reason(path: os.PathLike[str]) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import grp
 import logging
 import os
 import pwd
+import secrets
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from fsworker import durable, layout
 from fsworker.errors import ConfigError, StoreUnavailableError
@@ -39,8 +40,8 @@ log = logging.getLogger(__name__)
 class StoreHandle:
     """An open FileStruct database.
 
-    ``path`` is absolute. ``grace_s`` is the store's grace, raised by ``grace_s`` if that is larger. Opening creates
-    nothing and needs only to read ``FileStruct.json``; raises :class:`ConfigError` when that is not possible.
+    ``root`` is the store's absolute path. ``grace_s`` is the store's grace, raised by the argument if that is larger.
+    Opening creates nothing and needs only to read ``FileStruct.json``; raises :class:`ConfigError` when that fails.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, grace_s: float | None = None) -> None:
@@ -48,26 +49,27 @@ class StoreHandle:
             raise ConfigError(
                 "fsworker stores work on Linux only: they need O_TMPFILE, openat2, flock and ctime as Linux has them"
             )
-        self.path = Path(os.path.abspath(path))
+        self.root = Path(os.path.abspath(path))
         self._minimum_grace_s = grace_s or 0.0
-        self.fd = _open_root(self.path)
+        self.fd = _open_root(self.root)
         try:
             self._load()
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
         self._clock: tuple[float, float] | None = None
+        self._prepared = False
 
     def _load(self) -> None:
-        self.config = read_config(self.fd, self.path)
+        self.config = read_config(self.fd, self.root)
         status = os.fstat(self.fd)
         self.gid = status.st_gid
         self.owner_uid = status.st_uid
-        self.modes = _detect_modes(self.fd)
+        self.modes = _detect_modes(self.fd, self.config)
 
     def reload(self) -> StoreConfig:
         """Read ``FileStruct.json`` again (an application may have been registered) and return it."""
-        self.config = read_config(self.fd, self.path)
+        self.config = read_config(self.fd, self.root)
         return self.config
 
     @property
@@ -85,7 +87,7 @@ class StoreHandle:
         if getattr(self, "fd", -1) >= 0:
             self.close()
 
-    def __enter__(self) -> StoreHandle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -109,12 +111,37 @@ class StoreHandle:
     def make_directory(self, name: str, mode: int) -> bool:
         """Make the directory ``name`` (relative to the store) with exactly ``mode`` and the store's group.
 
-        Returns False, and changes nothing, when it exists. Not synced: see the callers.
+        Returns False, and changes nothing, when it exists. It appears whole: made aside, then renamed, so that neither
+        a crash nor another process of the group ever meets it with the mode that the umask left. Not synced: see the
+        callers.
         """
+        aside = f"{layout.TEMP}/.{secrets.token_hex(16)}"
         try:
-            os.mkdir(name, mode & 0o777, dir_fd=self.fd)
+            self._make_bare_directory(aside, mode)
+        except FileNotFoundError:
+            if name != layout.TEMP:
+                raise
+            return self._make_in_place(name, mode)  # Temp itself
+        try:
+            durable.rename_new(aside, name, self.fd)
+            return True
+        except OSError as error:
+            os.rmdir(aside, dir_fd=self.fd)
+            if error.errno == errno.EEXIST:
+                return False
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+        return self._make_in_place(name, mode)
+
+    def _make_in_place(self, name: str, mode: int) -> bool:
+        try:
+            self._make_bare_directory(name, mode)
         except FileExistsError:
             return False
+        return True
+
+    def _make_bare_directory(self, name: str, mode: int) -> None:
+        os.mkdir(name, mode & 0o700, dir_fd=self.fd)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
         try:
             if os.fstat(fd).st_gid != self.gid:
@@ -122,12 +149,24 @@ class StoreHandle:
             os.fchmod(fd, mode)  # not mkdir's mode: the umask never matters
         finally:
             os.close(fd)
-        return True
 
     def ensure_directory(self, name: str, mode: int) -> None:
-        """Make a top-level directory that an original FileStruct database lacks, durably."""
-        if self.make_directory(name, mode):
-            os.fsync(self.fd)
+        """Make a top-level directory that is missing, durably."""
+        try:
+            os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd))
+        except FileNotFoundError:
+            if self.make_directory(name, mode):
+                self.fsync_directory(name)
+                self.fsync(self.fd)
+
+    def prepare(self) -> None:
+        """Make the directories that writing needs and an original database, or a restored backup, may lack. Once."""
+        if not self._prepared:
+            for name in (layout.TEMP, layout.ERROR, layout.LOCK):
+                self.ensure_directory(name, self.modes.private)
+            for name in (layout.DATA, layout.TRASH):
+                self.ensure_directory(name, self.modes.data)
+            self._prepared = True
 
     def fsync(self, fd: int) -> None:
         """``fsync``; a failure marks the store for verification and is never retried (see :mod:`fsworker.durable`)."""
@@ -153,9 +192,8 @@ class StoreHandle:
             # time: verification has to look. The mark itself cannot be relied on (this disk is failing), so try.
             with suppress(OSError):
                 os.close(os.open(SYNC_FAILED_MARK, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
-            log.error(
-                "fsync failed in %s (%s): the operation fails, the store is marked for verification", self.path, error
-            )  # noqa: TRY400
+            message = "fsync failed in %s (%s): the operation fails, the store is marked for verification"
+            log.error(message, self.root, error)  # noqa: TRY400 - the caller raises
             raise
 
     @contextmanager
@@ -167,6 +205,13 @@ class StoreHandle:
             raise explain(error, doing, self) from error
 
 
+class SourceError(Exception):
+    """Carries an ``OSError`` of the caller's own stream past the translation; the caller gets it as it was."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
 def translated(doing: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a method of a :class:`StoreHandle` subclass with :meth:`StoreHandle.errors`."""
 
@@ -175,6 +220,8 @@ def translated(doing: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return function(*args, **kwargs)
+            except SourceError as wrapped:
+                raise wrapped.error from None
             except OSError as error:
                 handle = args[0]
                 if not isinstance(handle, StoreHandle):
@@ -191,21 +238,21 @@ def explain(error: OSError, doing: str, handle: StoreHandle) -> Exception:
     reason = error.strerror or str(error)
     if error.errno in _CONFIG_ERRNOS:
         return ConfigError(
-            f"{doing} in {handle.path}: {reason}. This process runs as {user_name(os.geteuid())}; the store belongs to "
+            f"{doing} in {handle.root}: {reason}. This process runs as {user_name(os.geteuid())}; the store belongs to "
             f"{user_name(handle.owner_uid)}, and {_who_writes(handle)}. Run as that user, or mend the modes "
             f"('fsworker doctor' names them)"
         )
     if error.errno == errno.EXDEV:
         return ConfigError(
-            f"{doing} in {handle.path}: {reason}. Data, Temp, Error, Trash and Spool must be on one filesystem"
+            f"{doing} in {handle.root}: {reason}. Data, Temp, Error, Trash and Spool must be on one filesystem"
         )
     return StoreUnavailableError(
-        f"{doing} in {handle.path}: {reason}. Nothing was acknowledged; free the cause and try again"
+        f"{doing} in {handle.root}: {reason}. Nothing was acknowledged; free the cause and try again"
     )
 
 
 def _who_writes(handle: StoreHandle) -> str:
-    if handle.modes is layout.GROUP_WRITES:
+    if handle.modes is not layout.WORKER_WRITES:
         return f"members of group {group_name(handle.gid)} write to it"
     return "only that user writes to it"
 
@@ -230,7 +277,7 @@ def _open_root(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; make a store there with 'fsworker init {path} --app NAME'") from None
+        raise ConfigError(f"{path} does not exist; make a store with 'fsworker init {path} --app NAME'") from None
     except NotADirectoryError:
         raise ConfigError(f"{path} is not a directory; a store is one") from None
     except PermissionError:
@@ -241,13 +288,13 @@ def _open_root(path: Path) -> int:
 
 
 def read_config(root_fd: int, path: Path) -> StoreConfig:
-    """Read ``FileStruct.json`` of the store at ``path``. Raises :class:`ConfigError` when there is none worth the name."""
+    """Read ``FileStruct.json`` of the store at ``path``. Raises :class:`ConfigError` when there is no valid one."""
     where = path / layout.CONFIG_FILE
     try:
         fd = os.open(layout.CONFIG_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root_fd)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} has no {layout.CONFIG_FILE}, so it is not a store; is it the right directory, is its disk mounted? "
+            f"{path} has no {layout.CONFIG_FILE}, so it is no store; is it the right directory, is its disk mounted? "
             f"A new store is made with 'fsworker init {path} --app NAME'"
         ) from None
     except OSError as error:
@@ -260,10 +307,20 @@ def read_config(root_fd: int, path: Path) -> StoreConfig:
         raise ConfigError(f"{where} is not UTF-8 text; restore it from a backup") from None
 
 
-def _detect_modes(root_fd: int) -> Modes:
-    """The set-up is read off ``Data``: writable by the group or not. (An original FileStruct database is.)"""
+def _detect_modes(root_fd: int, config: StoreConfig) -> Modes:
+    """The set-up is read off ``Data``: writable by the group or not, setgid (ours) or not (an original database)."""
     try:
-        mode = stat.S_IMODE(os.stat(layout.DATA, dir_fd=root_fd).st_mode)
-    except (FileNotFoundError, PermissionError):
-        mode = stat.S_IMODE(os.fstat(root_fd).st_mode)
-    return layout.GROUP_WRITES if mode & stat.S_IWGRP else layout.WORKER_WRITES
+        fd = os.open(layout.DATA, os.O_PATH | os.O_CLOEXEC, dir_fd=root_fd)
+    except FileNotFoundError:
+        if not config.store_id:
+            return layout.FILESTRUCT
+        fd = os.dup(root_fd)
+    except PermissionError:
+        fd = os.dup(root_fd)
+    try:
+        mode = os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+    if not mode & stat.S_IWGRP:
+        return layout.WORKER_WRITES
+    return layout.GROUP_WRITES if mode & stat.S_ISGID else layout.FILESTRUCT

@@ -11,7 +11,7 @@ import os
 import secrets
 
 from fsworker import durable, errordir, layout
-from fsworker.errors import HashCollisionError, StoreUnavailableError
+from fsworker.errors import HashCollisionError
 from fsworker.handle import StoreHandle, log
 from fsworker.locks import shard_lock
 from fsworker.model import Hash
@@ -29,54 +29,65 @@ def replace_rotten(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int
         _keep_collision(handle, name, good_fd)
     why = "its content cannot be read" if found is None else f"its content hashes to {found}"
     log.error("stored file %s is rotten (%s): replacing it by the copy just received", name, why)
-    with errordir.new_entry(
-        handle, errordir.QUARANTINED, f"{name} was rotten: {why}", hash=name, found=found, repaired=True
-    ) as (stamp, entry_fd):
-        with shard_lock(handle.fd, name, handle.modes.lock_file, exclusive=True):
-            current = is_still(handle, name, stored_fd)
-            if current:
-                source = layout.data_name(name)
-                os.link(source, name, src_dir_fd=handle.fd, dst_dir_fd=entry_fd, follow_symlinks=False)
-                rename_over(handle, name, good_fd)
-    if not current:
+    message = f"{name} was rotten: {why}; it was replaced by a good copy"
+    with errordir.new_entry(handle, errordir.QUARANTINED, message, hash=name, found=found) as (stamp, entry_fd):
+        swapped = _swap(handle, name, stored_fd, good_fd, entry_fd)
+    if not swapped:
         errordir.remove(handle, stamp)
         return False
     handle.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
     return True
 
 
-def replace_by_own_copy(handle: StoreHandle, name: Hash, stored_fd: int) -> None:
-    """Freshen a file that somebody else owns: rename a verified copy of our own over it, which is fresh by being new.
+def _swap(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int, entry_fd: int) -> bool:
+    with shard_lock(handle.fd, name, handle.modes.lock_file, exclusive=True):
+        if not is_still(handle, name, stored_fd):
+            return False
+        _quarantine(handle, name, stored_fd, entry_fd)
+        handle.fsync(entry_fd)  # before the only other name of these bytes goes
+        rename_over(handle, name, good_fd)
+        return True
 
-    The caller holds the shard lock. Raises :class:`StoreUnavailableError` when the stored file is rotten.
+
+def _quarantine(handle: StoreHandle, name: Hash, stored_fd: int, entry_fd: int) -> None:
+    """Give the stored file a second name in an entry of ``Error/``, or copy it where linking is not allowed.
+
+    ``fs.protected_hardlinks`` lets nobody link a file of another user that he cannot write (proc_sys_fs(5)).
     """
-    fd = durable.open_unnamed(handle.fd, layout.TEMP)
     try:
-        offset = 0
+        os.link(layout.data_name(name), name, src_dir_fd=handle.fd, dst_dir_fd=entry_fd, follow_symlinks=False)
+    except PermissionError:
+        copy_fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=entry_fd)
+        try:
+            os.lseek(stored_fd, 0, os.SEEK_SET)
+            durable.copy_hashed(durable.descriptor_into(stored_fd), copy_fd)
+            handle.fsync(copy_fd)
+        finally:
+            os.close(copy_fd)
 
-        def read_into(buffer: memoryview) -> int:
-            nonlocal offset
-            count = os.preadv(stored_fd, [buffer], offset)
-            offset += count
-            return count
 
-        if durable.copy_hashed(read_into, fd).sha1 != name:
-            raise StoreUnavailableError(f"stored file {name} is rotten; run 'fsworker verify --repair {name}'")
-        if os.fstat(fd).st_gid != handle.gid:
-            os.fchown(fd, -1, handle.gid)
-        os.fchmod(fd, layout.FILE_MODE)
-        handle.fsync(fd)
-        rename_over(handle, name, fd)
-    finally:
-        durable.close_unnamed(fd)
+def replace_by_own(handle: StoreHandle, name: Hash, stored_fd: int, own_fd: int) -> bool:
+    """Freshen a file that somebody else owns: rename our own equal copy over it, which is fresh by being new.
+
+    ``own_fd`` is verified, dressed and synced. False when the stored file changed meanwhile: look again.
+    """
+    with shard_lock(handle.fd, name, handle.modes.lock_file):
+        if not is_still(handle, name, stored_fd):
+            return False
+        rename_over(handle, name, own_fd)
     handle.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
+    return True
 
 
 def rename_over(handle: StoreHandle, name: Hash, fd: int) -> None:
-    """Make the unnamed file ``fd`` the stored file ``name``, replacing what is there. The caller holds the shard lock."""
+    """Make the unnamed file ``fd`` the stored file ``name``, replacing what is there. The caller holds the lock."""
     temporary = f"{layout.TEMP}/.{secrets.token_hex(16)}"
     durable.link_unnamed(fd, temporary, handle.fd)
-    os.rename(temporary, layout.data_name(name), src_dir_fd=handle.fd, dst_dir_fd=handle.fd)
+    try:
+        os.rename(temporary, layout.data_name(name), src_dir_fd=handle.fd, dst_dir_fd=handle.fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=handle.fd)
+        raise
 
 
 def is_still(handle: StoreHandle, name: Hash, fd: int) -> bool:

@@ -44,6 +44,7 @@ MAX_DEPTH: Final = 20
 _MAX_ECHO_CHARS: Final = 100
 _MAX_EXPLANATION_CHARS: Final = 200
 _MAX_NUMBER_CHARS: Final = 24
+_ENVELOPE_BYTES: Final = 2048  # what :func:`_rebuild` puts around a body, generously
 _TAIL_BYTES: Final = 16 * 1024
 _JOB_SUFFIX: Final = r"[A-Za-z0-9_-]{8,64}"
 _OWN_JOB_ID: Final = r"[A-Za-z0-9._-]{8,128}"
@@ -75,13 +76,14 @@ class QueueRules:
 
     ``tasks`` maps each admitted task name to the validator of its keyword arguments. ``job_prefix`` begins every job id
     (``"shop."``); ``None`` marks the queue of fsworker's own producers, where any plain id and ``expires`` are
-    admitted. ``max_bytes`` bounds the raw message.
+    admitted. ``max_bytes`` bounds the raw message, and the rebuilt one; a claim of as many hashes as one may name
+    (:data:`fsworker.model.MAX_HASHES_PER_CLAIM`) takes 290 KiB.
     """
 
     queue: str
     tasks: Mapping[str, Validator]
     job_prefix: str | None
-    max_bytes: int = 256 * 1024
+    max_bytes: int = 512 * 1024
 
     def admits_job_id(self, job_id: object) -> bool:
         """Whether ``job_id`` is a text that this queue's senders may use as the id of a job."""
@@ -162,7 +164,10 @@ def _judge_task(
         raise _RefusedError(Reason.CANVAS, "the message is part of a group; send single tasks")
     kwargs = _arguments(envelope["body"])
     # Encoded before the validator sees the arguments: what runs is what was sent, also if a validator alters its input.
-    body = json.dumps([[], kwargs, dict.fromkeys(_CANVAS)], allow_nan=False, separators=(",", ":"))
+    body = _encode_body(kwargs)
+    if len(body) > rules.max_bytes - _ENVELOPE_BYTES:
+        # Numbers can grow when they are written again, and a restored message has to pass this door once more.
+        raise _RefusedError(Reason.TOO_LARGE, f"the body takes {len(body)} bytes; send fewer or shorter arguments")
     _validate(task, rules.tasks[task], kwargs)
     delivery_info = properties.get("delivery_info")
     redelivered = isinstance(delivery_info, dict) and delivery_info.get("redelivered") is True
@@ -201,7 +206,7 @@ def _check_times(headers: dict[str, Any], rules: QueueRules) -> str | None:
         raise _RefusedError(Reason.ETA, f"expires '{printable(expires)}' is not an ISO 8601 time") from None
     if not 2000 <= when.year < 2200:
         raise _RefusedError(Reason.ETA, f"expires '{printable(expires)}' is out of range")
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).isoformat()
+    return (when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)).isoformat()
 
 
 def _arguments(encoded_body: str) -> dict[str, Any]:
@@ -237,10 +242,17 @@ def _validate(task: str, validator: Validator, kwargs: dict[str, Any]) -> None:
         raise _RefusedError(Reason.ARGUMENTS, f"{task}: the validator failed: {explanation}") from error
 
 
+def _encode_body(kwargs: dict[str, Any]) -> str:
+    """``kwargs`` as a body of protocol 2, in base64."""
+    body = [[], kwargs, dict.fromkeys(_CANVAS)]
+    text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(text.encode("utf-8")).decode("ascii")
+
+
 def _rebuild(queue: str, task: str, job_id: str, expires: str | None, body: str, redelivered: bool) -> dict[str, Any]:
     """The message as kombu would hand it over had an honest producer sent it. Fields: Celery's message protocol 2."""
     return {
-        "body": base64.b64encode(body.encode("ascii")).decode("ascii"),
+        "body": body,
         "content-type": "application/json",
         "content-encoding": "utf-8",
         "headers": {
@@ -306,7 +318,8 @@ def _parse(raw: bytes, what: str) -> Any:
         value = json.loads(
             text, object_pairs_hook=_pairs, parse_int=_integer, parse_float=_number, parse_constant=_constant
         )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if "\\u" in text:  # only an escape can stand for a lone surrogate, which no UTF-8 can
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise _RefusedError(Reason.NOT_JSON, f"the {what} is not strict JSON: {printable(str(error))}") from error
     return value

@@ -40,7 +40,7 @@ _STAMP = re.compile(r"\d{14}-\d{8}-\d{8}\Z")
 class Modes:
     """Directory modes of one permission set-up.
 
-    ``root`` lets everybody pass through but not list: an application that is not in the store's group still has to reach
+    ``root`` lets everybody pass but not list: an application that is not in the store's group still has to reach
     ``Spool/<app>``. Directories carry setgid, so that what is made in them gets the store's group whatever the umask.
     """
 
@@ -57,6 +57,9 @@ WORKER_WRITES = Modes(root=0o2751, data=0o2750, private=0o700, spool=0o755, spoo
 
 GROUP_WRITES = Modes(root=0o2775, data=0o2775, private=0o2775, spool=0o2775, spool_app=0o2770, lock_file=0o660)
 """FileStruct's way: every member of the store's group writes. Mutual trust, no isolation between applications."""
+
+FILESTRUCT = replace(GROUP_WRITES, root=0o775, data=0o775, private=0o775, spool=0o775)
+"""The same in a database that the original made, whose directories have no setgid bit: we make more of its kind."""
 
 
 def shard(name: Hash) -> str:
@@ -130,7 +133,8 @@ def parse_config(text: str, where: str) -> StoreConfig:
 
     Raises :class:`ConfigError` for anything that is not a version 1 FileStruct database.
     """
-    body = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    lines = re.split("\r\n|\r|\n", text)  # not splitlines(): it also splits at U+2028, which JSON strings may contain
+    body = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     try:
         tree = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from fsworker.errors import FSWorkerError, InvalidHashError, UploadRejectedError
 from fsworker.specification import Thumbnail
@@ -88,6 +88,17 @@ def check_job_id(job_id: object, app: str) -> str:
     if not isinstance(job_id, str) or not job_id.startswith(prefix) or not _JOB_SUFFIX.match(job_id[len(prefix) :]):
         raise UploadRejectedError(f"{shorten(job_id)} is not a job id of application {app!r}: use '{app}.<uuid4>'")
     return job_id
+
+
+def batch_job_id(batch_id: str, item_id: str | None, number: int) -> str:
+    """The job id of one upload of a batch: its own (``shop.<uuid>``), or the batch's with a sub-id (or its number) added.
+
+    Raises :class:`UploadRejectedError` for one that is not of the batch's application, or too long.
+    """
+    app = app_of_job(batch_id)
+    if item_id is not None and item_id.startswith(f"{app}."):
+        return check_job_id(item_id, app)
+    return check_job_id(f"{batch_id}-{number if item_id is None else item_id}", app)
 
 
 def app_of_job(job_id: str) -> str:
@@ -181,15 +192,29 @@ class ClaimRequest(_Model):
 
 
 class BatchItem(IngestRequest):
-    """One upload of ``fsworker.ingest_many``: an :class:`IngestRequest` and the id of its own job."""
+    """One upload of ``fsworker.ingest_many``: an :class:`IngestRequest` and the id of its own job (see :func:`batch_job_id`)."""
 
-    id: str
+    id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,97}$")] | None = None
+
+    def as_ingest(self) -> dict[str, Any]:
+        """The keyword arguments of the ``fsworker.ingest`` that does the same."""
+        return self.model_dump(mode="json", exclude={"id"}, exclude_defaults=True)
 
 
 class BatchRequest(_Model):
     """What ``fsworker.ingest_many`` is asked: up to :data:`MAX_UPLOADS_PER_TASK` uploads, each with its own job id."""
 
     uploads: Annotated[list[BatchItem], Field(min_length=1, max_length=MAX_UPLOADS_PER_TASK)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for names in (
+            [item.upload for item in self.uploads],
+            [item.id for item in self.uploads if item.id is not None],
+        ):
+            if (twice := first_duplicate(names)) is not None:
+                raise ValueError(f"{shorten(twice)} comes twice in one batch")
+        return self
 
 
 Request = IngestRequest | ThumbnailRequest | ClaimRequest
@@ -228,6 +253,12 @@ class IngestResult(_Model):
     duplicate: bool = False
     thumbnails: dict[str, ThumbnailResult] = Field(default_factory=dict)
     failed_thumbnails: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def thumbnail(self) -> ThumbnailResult:
+        """The only thumbnail, of a job that was asked for one. ``ValueError`` if there is not exactly one."""
+        (only,) = self.thumbnails.values()
+        return only
 
     @property
     def hashes(self) -> list[Hash]:

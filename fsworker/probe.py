@@ -38,7 +38,7 @@ def check_filesystem(handle: StoreHandle) -> None:
 
 def _refuse(handle: StoreHandle, what: str) -> ConfigError:
     return ConfigError(
-        f"the filesystem of {handle.path} {what}; put the store on a local filesystem (ext4, xfs, btrfs, zfs)"
+        f"the filesystem of {handle.root} {what}; put the store on a local filesystem (ext4, xfs, btrfs, zfs)"
     )
 
 

@@ -5,29 +5,29 @@ Theory of operation
 A message enters a worker in three places, and each passes :func:`fsworker.judge.judge` with the rules of the queue
 that its bytes really came from: the blocking pop (``_brpop_read``), the plain pop (``_get``), and the return of an
 unacknowledged copy to its queue (``restore_by_tag``). A refused message is dropped, counted and reported; the next
-pop follows as after any other. Broadcasts (remote control) come by another way and are not judged: workers that serve
-applications run with ``worker_enable_remote_control=False``.
-
-:func:`configure` sets the rules for the process. A queue without rules cannot be consumed from.
+pop follows as after any other. A queue without rules (:func:`configure`) cannot be consumed from; what else a stock
+worker listens to is switched off by the settings of :func:`broker_settings`.
 
 What stock kombu 5.7 does when Redis fails, and what happens here:
 
-* *The connection is lost while a late-acknowledged task runs.* The stock worker builds a client from the closed
-  channel when the task ends, and dies of an ``AttributeError``. Here the acknowledgement is owed (``_owed``) and paid
-  with the next one that succeeds; until then Redis may deliver the message again, which tasks must not mind.
+* *The connection is lost while a late-acknowledged task runs.* The stock worker puts the task's message back on the
+  queue, so that it runs a second time beside the first; and when the first ends, it builds a client from the closed
+  channel and dies of an ``AttributeError``. Here a message stays noted as unacknowledged until its task ends or its
+  visibility timeout does; only a worker that shuts down hands back what it holds. The acknowledgement is owed
+  (``_owed``) and paid with the next one that succeeds, or with the next look for abandoned messages.
 * *An acknowledgement fails while the popping connection lives.* The stock message stays in the prefetch window for
   ever, and the worker goes deaf. Here it leaves the window at once and is owed.
 * *Redis refuses writes* (``maxmemory``, a failed save, a demoted primary). The stock worker pops messages that it
   cannot note, and exits. Here the popped message is kept in hand, no further one is popped, and the same is tried
   again every second. Should the process die meanwhile, the message is lost: the sweep of the spool rings again.
-* *An entry of the unacknowledged hash cannot be read.* Stock, it stops every later sweep; here it is dropped.
+* *An entry of the unacknowledged hash cannot be read.* Stock, it stops every later look; here it is dropped.
 
-``Channel`` overrides ``_brpop_start``, ``_brpop_read``, ``_get``, ``_restore``, ``basic_consume`` and ``close``, which
-are written against kombu 5.7; pyproject.toml bounds its version.
+``Channel`` overrides ``_brpop_start``, ``_brpop_read``, ``_get``, ``basic_consume`` and ``close``, ``QoS`` most of
+what it has; both are written against kombu 5.7, and pyproject.toml bounds its version.
 """
 
 # kombu says that it is typed, but most of its functions are not.
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call,import-untyped"
 
 from __future__ import annotations
 
@@ -35,118 +35,65 @@ import json
 import logging
 import ssl
 import time
-from collections import Counter
-from collections.abc import Callable
 from queue import Empty
 from typing import Any, Final
 
+from celery.worker import state as worker_state
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import QoS as BaseQoS
 
+from fsworker.door import configure, door, refusal_counts
 from fsworker.errors import ConfigError
-from fsworker.judge import Accepted, QueueRules, Reason, Refused, judge, printable
+from fsworker.judge import QueueRules, Reason, Refused, printable
+
+__all__ = [
+    "Channel",
+    "QoS",
+    "QueueRules",
+    "Transport",
+    "broker_settings",
+    "configure",
+    "refusal_counts",
+    "transport_options",
+]
 
 _log = logging.getLogger(__name__)
 
 _PATH: Final = "fsworker.transport:Transport"
 _ALIAS: Final = "fsworker"
-_REPLY_SUFFIX: Final = ".reply.celery.pidbox"
 _REFUSED_WRITE_PAUSE_S: Final = 1.0
-_BURST_S: Final = 60.0
+_REPORT_PAUSE_EVERY_S: Final = 60.0
 _MAX_OWED: Final = 10_000
 
 # kombu takes the transport of redis+socket:// from the URL and ignores broker_transport; an alias is all it accepts.
 TRANSPORT_ALIASES[_ALIAS] = _PATH
 
-RulesForQueue = Callable[[str], QueueRules | None]
-OnRefused = Callable[[Refused, str], None]
-
-
-class Door:
-    """The rules of this process, and the tally of what they refused."""
-
-    def __init__(self) -> None:
-        self.rules_for_queue: RulesForQueue = lambda _queue: None
-        self.on_refused: OnRefused = lambda _refused, _queue: None
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self._logged: dict[tuple[str, str], tuple[float, int]] = {}
-
-    def admit(self, raw: bytes, queue: str) -> dict[str, Any] | None:
-        """Judge one message of ``queue``: its rebuilt form, or ``None`` after it was counted and reported."""
-        rules = self.rules_for_queue(queue)
-        if rules is None:
-            self.report(Refused(Reason.UNKNOWN_QUEUE, "no rules for this queue; it is not served here"), queue)
-            return None
-        verdict = judge(raw, rules)
-        if isinstance(verdict, Accepted):
-            return verdict.message
-        self.report(verdict, queue)
-        return None
-
-    def report(self, refused: Refused, queue: str) -> None:
-        """Count a refusal, log it once in a burst, tell the application's callback. Never raises."""
-        self.counts[queue, refused.reason] += 1
-        self._log_once_in_a_burst(refused, queue)
-        try:
-            self.on_refused(refused, queue)
-        except Exception:  # noqa: BLE001 - recorded in the log; the worker must go on
-            _log.exception("Reporting a refused message of queue %s failed; the worker goes on", queue)
-
-    def _log_once_in_a_burst(self, refused: Refused, queue: str) -> None:
-        key = queue, refused.reason
-        now_s, count = time.monotonic(), self.counts[key]
-        logged_at_s, logged_count = self._logged.get(key, (-_BURST_S, 0))
-        if now_s - logged_at_s < _BURST_S:
-            return
-        self._logged[key] = now_s, count
-        _log.warning(
-            "Refused a message of queue %s (%s): %s; job %s; %d of this kind, %d since the last report",
-            queue,
-            refused.reason,
-            refused.detail,
-            refused.job_id or "unknown",
-            count,
-            count - logged_count,
-        )
-
-
-_door = Door()
-
-
-def configure(rules_for_queue: RulesForQueue, on_refused: OnRefused) -> None:
-    """Set the rules of this process.
-
-    ``rules_for_queue`` gives the rules of a queue, or ``None`` for one that is not served here. ``on_refused`` is told
-    of each refusal, in the worker's main process between two messages: be quick; what it raises is logged.
-    """
-    _door.rules_for_queue = rules_for_queue
-    _door.on_refused = on_refused
-
-
-def refusal_counts() -> dict[str, dict[str, int]]:
-    """Refusals since the process began, by queue and reason."""
-    counts: dict[str, dict[str, int]] = {}
-    for (queue, reason), count in _door.counts.items():
-        counts.setdefault(queue, {})[reason] = count
-    return counts
-
 
 def broker_settings(url: str) -> dict[str, Any]:
-    """Celery settings that make ``url`` (``redis``, ``rediss``, ``redis+socket``) go through this transport.
+    """Celery settings that make ``url`` (``redis``, ``rediss``, ``redis+socket``) go through this transport alone.
 
-    ``broker_transport`` alone does not: kombu drops it for ``redis+socket://``, and for ``rediss://`` without an
+    They also close the ways around it (remote control, mingle, gossip) and let a worker wait for Redis for ever.
+    ``broker_transport`` alone does not do: kombu drops it for ``redis+socket://``, and for ``rediss://`` without an
     ``ssl_…`` parameter any transport but the stock one speaks plain text. Certificates are verified unless the URL
     says ``ssl_cert_reqs=none``. Raises :class:`ConfigError` for another scheme.
     """
+    settings = {
+        "broker_url": url,
+        "broker_transport": _PATH,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "worker_enable_remote_control": False,
+        "worker_consumer": "fsworker.consumer:Consumer",
+    }
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "redis+socket":
-        return {"broker_url": f"{_ALIAS}+socket://{rest}", "broker_transport": _PATH}
+        return {**settings, "broker_url": f"{_ALIAS}+socket://{rest}"}
     if separator and scheme == "redis":
-        return {"broker_url": url, "broker_transport": _PATH}
+        return settings
     if separator and scheme == "rediss":
         tls = {} if "ssl_cert_reqs=" in rest else {"broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED}}
-        return {"broker_url": url, "broker_transport": _PATH, **tls}
+        return {**settings, **tls}
     raise ConfigError(f"Redis URL scheme '{printable(scheme, 20)}': use redis://, rediss:// or redis+socket://")
 
 
@@ -192,7 +139,10 @@ class QoS(kombu_redis.QoS):
             raise _WriteRefusedError(str(error)) from error
 
     def ack(self, delivery_tag: str) -> None:
-        self._settle(delivery_tag)
+        owed = self._owed.setdefault(self.unacked_key, set())
+        if len(owed) < _MAX_OWED:
+            owed.add(delivery_tag)
+        self._pay()
         BaseQoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -207,20 +157,20 @@ class QoS(kombu_redis.QoS):
         BaseQoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Return what is unacknowledged; what cannot be returned now is restored when its time is up."""
+        """When the worker shuts down, return what it holds. What cannot be returned is restored when its time is up."""
         try:
-            if self.channel.connection is not None:
+            if self.channel.connection is not None and _is_shutting_down():
+                self._pay()
                 super().restore_unacked(client)
         except self._failures() as error:
             _log.warning("%d messages stay unacknowledged for now (%r)", len(self._delivered), error)
         finally:
             self._delivered.clear()
 
-    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 1) -> None:
         try:
             # First, or a task that ended while Redis was away would be started again here.
-            if self._owed.get(self.unacked_key):
-                self._settle()
+            self._pay()
             super().restore_visible(start, num, interval)
         except self.channel.ResponseError as error:
             _log.warning("Cannot look for abandoned messages (%r); will look again", error)
@@ -249,27 +199,25 @@ class QoS(kombu_redis.QoS):
                 raise TypeError("the queue is not a string")
         except (ValueError, TypeError, RecursionError) as error:
             detail = f"an unacknowledged entry cannot be read: {printable(str(error))}"
-            _door.report(Refused(Reason.SHAPE, detail), self.unacked_key)
+            door.report(Refused(Reason.SHAPE, detail), self.unacked_key)
             return None
-        if _is_reply(queue):
-            return None
-        if _door.rules_for_queue(queue) is None:
+        if door.rules_for_queue(queue) is None:
             return _NOT_OURS
-        admitted = _door.admit(raw, queue)
+        admitted = door.admit(raw, queue)
         if admitted is None:
             return None
         admitted["properties"]["delivery_info"]["redelivered"] = True
         return queue, admitted
 
-    def _settle(self, delivery_tag: str | None = None) -> None:
-        """Acknowledge what is owed, and this; what fails stays owed."""
-        owed = self._owed.setdefault(self.unacked_key, set())
-        tags = [*owed] if delivery_tag is None else [delivery_tag, *owed]
-        if len(owed) < _MAX_OWED:
-            owed.update(tags)
-        if self.channel.connection is None:
-            _log.warning("Message %s ended after its connection; it will be acknowledged on the next", delivery_tag)
+    def _pay(self) -> None:
+        """Acknowledge what is owed; what fails stays owed."""
+        owed = self._owed.get(self.unacked_key)
+        if not owed:
             return
+        if self.channel.connection is None:
+            _log.warning("A task ended after its connection; it will be acknowledged on the next (%d owed)", len(owed))
+            return
+        tags = list(owed)
         try:
             with self.pipe_or_acquire() as pipe:
                 pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
@@ -285,6 +233,10 @@ class QoS(kombu_redis.QoS):
 _NOT_OURS: Final = object()
 
 
+def _is_shutting_down() -> bool:
+    return worker_state.should_stop is not None or worker_state.should_terminate is not None
+
+
 class Channel(kombu_redis.Channel):
     """A channel whose messages have been judged."""
 
@@ -293,14 +245,14 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._in_hand: tuple[dict[str, Any], str] | None = None
         self._pause_until_s = 0.0
-        self._pause_logged_at_s = -_BURST_S
+        self._pause_reported_s = -_REPORT_PAUSE_EVERY_S
         super().__init__(*args, **kwargs)
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
-        if queue not in self._fanout_queues and not _is_reply(queue) and _door.rules_for_queue(queue) is None:
+        if door.rules_for_queue(queue) is None:
             raise ConfigError(
                 f"queue '{queue}' has no rules, so its messages cannot be judged; consume only queues of this worker's "
-                "role, and call fsworker.transport.configure() first"
+                "role (no remote control, events or replies), and call fsworker.transport.configure() first"
             )
         return super().basic_consume(queue, *args, **kwargs)
 
@@ -314,7 +266,7 @@ class Channel(kombu_redis.Channel):
                 _log.debug("The last pop of a closing channel gave nothing: %r", error)
         self._return_in_hand()
         super().close()
-        self._disconnect_pools()
+        self._disconnect_pools()  # handing back makes a new one
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if time.monotonic() < self._pause_until_s:
@@ -344,9 +296,9 @@ class Channel(kombu_redis.Channel):
             if not popped:
                 raise Empty
             key, raw = popped
-            queue = _text(key).rsplit(self.sep, 1)[0]
+            queue = key.decode().rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            admitted = self._admit(raw, queue)
+            admitted = door.admit(raw, queue)
             if admitted is None:
                 raise Empty
             self._deliver(admitted, queue)
@@ -359,25 +311,10 @@ class Channel(kombu_redis.Channel):
         with self.conn_or_acquire() as client:
             for priority in self.priority_steps:
                 while raw := client.rpop(self._q_for_pri(queue, priority)):
-                    message = self._admit(raw, queue)
+                    message = door.admit(raw, queue)
                     if message is not None:
                         return message
         raise Empty
-
-    def _admit(self, raw: bytes | str, queue: str) -> dict[str, Any] | None:
-        raw = raw.encode("utf-8", "surrogateescape") if isinstance(raw, str) else raw
-        if not _is_reply(queue):
-            return _door.admit(raw, queue)
-        # Answers to a remote control client, which put them there itself: stock kombu, except that it goes on.
-        try:
-            reply = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            _door.report(Refused(Reason.NOT_JSON, printable(str(error))), queue)
-            return None
-        if isinstance(reply, dict):
-            return reply
-        _door.report(Refused(Reason.SHAPE, "a reply is not a JSON object"), queue)
-        return None
 
     def _deliver(self, message: dict[str, Any], queue: str) -> None:
         try:
@@ -392,8 +329,8 @@ class Channel(kombu_redis.Channel):
 
     def _pause(self, error: Exception) -> None:
         now_s = time.monotonic()
-        if now_s - self._pause_logged_at_s >= _BURST_S:
-            self._pause_logged_at_s = now_s
+        if now_s - self._pause_reported_s >= _REPORT_PAUSE_EVERY_S:
+            self._pause_reported_s = now_s
             _log.error("Redis refuses (%s); no message is taken, trying again every second", printable(str(error)))
         self._pause_until_s = now_s + _REFUSED_WRITE_PAUSE_S
 
@@ -408,19 +345,8 @@ class Channel(kombu_redis.Channel):
         except (*self.connection_errors, self.ResponseError) as error:
             _log.warning("A message of queue %s is lost (%r); the sweep will ring again", queue, error)
 
-    def _restore(self, message: Any, leftmost: bool = False) -> None:
-        self.qos.restore_by_tag(message.delivery_tag, leftmost=leftmost)
-
 
 class Transport(kombu_redis.Transport):
     """kombu's Redis transport with judging channels. See :func:`broker_settings` for its use."""
 
     Channel = Channel
-
-
-def _is_reply(queue: str) -> bool:
-    return queue.endswith(_REPLY_SUFFIX)
-
-
-def _text(key: bytes | str) -> str:
-    return key if isinstance(key, str) else key.decode("utf-8", "surrogateescape")

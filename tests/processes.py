@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import fsworker
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(fsworker.__file__).parents[1])}
+_PYTHONPATH = [str(Path(fsworker.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(_PYTHONPATH)}
 
 FORKING_PROGRAM = """
 import os, signal, sys, time
@@ -48,6 +50,16 @@ def marked(mark: object) -> list[int]:
             if str(mark).encode() in command:
                 found.append(int(entry.name))
     return found
+
+
+@contextmanager
+def none_left(mark: Path) -> Iterator[Path]:
+    """Fail if a process has ``mark`` in its command line after the block; there is none either way."""
+    yield mark
+    left = marked(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:

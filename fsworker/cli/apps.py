@@ -1,0 +1,149 @@
+"""``fsworker init`` and ``fsworker app``: making a store, and registering applications."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import click
+
+from fsworker.cli.common import (
+    json_option,
+    open_store,
+    print_json,
+    reporting,
+    settings_for,
+    stdout,
+    store_option,
+    warn_root,
+)
+from fsworker.config import format_duration, parse_duration
+from fsworker.create import add_apps, create_store, parse_app
+from fsworker.errors import ConfigError
+from fsworker.handle import StoreHandle, group_name, user_name
+from fsworker.layout import GROUP_WRITES, SPOOL
+
+
+class Duration(click.ParamType):
+    """``90s``, ``24h``, ``30d``."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        try:
+            return parse_duration(value) if isinstance(value, str) else float(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--app", "apps", multiple=True, required=True, metavar="NAME[:GROUP]",
+    help="An application of the store, and the group of its spool directory. Repeat for more.",
+)  # fmt: skip
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="24h",
+    show_default=True,
+    help="How long a new file is safe though no keep-set has it.",
+)
+@click.option(
+    "--writers", type=click.Choice(["worker", "group"]), default="worker", show_default=True,
+    help="Who writes to the store: only this user, or every member of its group (FileStruct's way, no isolation).",
+)  # fmt: skip
+@click.option("--group", help="The store's group, which reads it (default: the directory's own).")
+@click.option("--owner", help="For root: the user that the worker will run as, who will own the store.")
+@json_option
+@reporting
+def init(
+    store: Path, apps: tuple[str, ...], grace: float, writers: str, group: str | None, owner: str | None, as_json: bool
+) -> None:
+    """Make a store at STORE, or add to one what it lacks.
+
+    \b
+    fsworker init /srv/files --app shop --app blog
+    sudo fsworker init /srv/files --owner fsworker --group www-data --app shop:shop
+    """
+    if owner is not None:
+        _become(owner, store, group)
+    else:
+        warn_root()
+    create_store(store, apps=apps, grace_s=grace, writers=writers, group=group)
+    _report(store, as_json)
+
+
+@click.group("app")
+def app_group() -> None:
+    """Register applications with a store, and list them."""
+
+
+@app_group.command("add")
+@click.argument("names", nargs=-1, required=True, metavar="NAME[:GROUP]...")
+@store_option
+@json_option
+@reporting
+def app_add(names: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Register applications; a running worker notices within seconds."""
+    with open_store(settings_for(store)) as handle:
+        add_apps(handle, dict(parse_app(name) for name in names))
+        _report(handle.root, as_json)
+
+
+@app_group.command("list")
+@store_option
+@json_option
+@reporting
+def app_list(store: Path | None, as_json: bool) -> None:
+    """List the registered applications and their spool directories."""
+    with open_store(settings_for(store)) as handle:
+        _report(handle.root, as_json)
+
+
+def _become(owner: str, store: Path, group: str | None) -> None:
+    """As root: make the directory, give it to ``owner``, and go on as ``owner``."""
+    try:
+        user = pwd.getpwnam(owner)
+    except KeyError:
+        raise ConfigError(f"there is no user {owner!r}; make it with: useradd --system --user-group {owner}") from None
+    if os.geteuid() != 0:
+        if os.geteuid() == user.pw_uid:
+            return
+        raise ConfigError("--owner needs root; or run this as that user")
+    store.mkdir(parents=True, exist_ok=True)
+    if store.stat().st_uid != user.pw_uid:
+        if any(store.iterdir()):
+            raise ConfigError(
+                f"{store} belongs to {user_name(store.stat().st_uid)} and is not empty; give it to {owner} first"
+            )
+        os.chown(store, user.pw_uid, user.pw_gid)
+    os.initgroups(owner, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    del group  # a member of it, or create_store says what to do
+
+
+def _report(path: Path, as_json: bool) -> None:
+    with StoreHandle(path) as handle:
+        spools = {app: str(handle.root / SPOOL / app) for app in handle.config.app_names}
+        if as_json:
+            print_json(
+                {
+                    "store": str(handle.root),
+                    "id": handle.config.store_id,
+                    "grace": format_duration(handle.config.grace_s),
+                    "writers": "group" if handle.modes is GROUP_WRITES else "worker",
+                    "apps": {app: {"spool": spool} for app, spool in spools.items()},
+                }
+            )
+            return
+        out = stdout()
+        out.print(f"Store    {handle.root}  (grace {format_duration(handle.config.grace_s)})", soft_wrap=True)
+        out.print(f"Owner    {user_name(handle.owner_uid)}:{group_name(handle.gid)}")
+        for app, spool in spools.items():
+            gid = os.stat(spool).st_gid
+            out.print(f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True)
+        out.print(f"Next     fsworker up {handle.root}", soft_wrap=True)

@@ -1,0 +1,104 @@
+"""``fsworker up``, ``worker`` and ``beat``: processes that stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+from celery import Celery
+
+from fsworker.celery import make_app
+from fsworker.checks import check_worker
+from fsworker.cli.common import json_option, open_store, reporting, settings_for, stderr, store_option, warn_root
+from fsworker.config import Settings
+from fsworker.state import make_state_directory
+from fsworker.supervise import Supervisor
+from fsworker.up import Stack, stack
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.option("--concurrency", type=int, help="Processes of the ingest worker (default: one a core).")
+@json_option
+@reporting
+def up(store: Path | None, concurrency: int | None, as_json: bool) -> None:
+    """Run everything a small host needs, in the foreground: Redis, workers, beat.
+
+    Redis is an embedded one unless FSWORKER_REDIS_URL is set. What dies is started again. Ctrl-C (or SIGTERM) stops
+    everything in order; a second one at once. With --json, one line of JSON on standard output says when all is ready.
+    """
+    warn_root()
+    with stack(settings_for(store, concurrency=concurrency)) as planned:
+        supervisor = Supervisor(planned.children, _say)
+
+        def ready() -> None:
+            planned.sweep_at_once()
+            _announce(planned, supervisor.pids, as_json=as_json)
+
+        sys.exit(supervisor.run(ready))
+
+
+@click.command()
+@click.option("--role", type=click.Choice(["ingest", "maintenance"]), help="Default: FSWORKER_ROLE, else ingest.")
+@click.option("--concurrency", type=int, help="Jobs at the same time (default: one a core; maintenance: one).")
+@click.option("--pool", type=click.Choice(["prefork", "threads", "solo"]), default="prefork", show_default=True)
+@click.option("--loglevel", default="INFO", show_default=True)
+@store_option
+@reporting
+def worker(role: str | None, concurrency: int | None, pool: str, loglevel: str, store: Path | None) -> None:
+    """Run one Celery worker: for applications (ingest) or for beat (maintenance).
+
+    The same as "celery -A fsworker worker" with FSWORKER_ROLE set, for those who run Celery their own way.
+    """
+    settings = settings_for(store, role=role, concurrency=concurrency)
+    with open_store(settings) as handle:
+        check_worker(handle)
+    app = _celery(settings)
+    name = f"--hostname=fsworker-{settings.role}-{os.getpid()}@%h"
+    app.worker_main(["--quiet", "worker", f"--pool={pool}", f"--loglevel={loglevel}", name])
+
+
+@click.command()
+@click.option("--loglevel", default="INFO", show_default=True)
+@store_option
+@reporting
+def beat(loglevel: str, store: Path | None) -> None:
+    """Run the clock that starts maintenance. One for a store; a second does no harm."""
+    settings = settings_for(store, role="maintenance")
+    with open_store(settings) as handle:
+        directory = make_state_directory(settings, handle.config.store_id)
+    app = _celery(settings)
+    schedule = f"--schedule={directory / 'beat-schedule'}"
+    app.start(["--quiet", "beat", f"--loglevel={loglevel}", schedule, f"--pidfile={directory / 'beat.pid'}"])
+
+
+def _celery(settings: Settings) -> Celery:
+    """The app for these settings, which its processes read from the environment."""
+    os.environ["FSWORKER_ROLE"] = settings.role
+    if settings.store is not None:
+        os.environ["FSWORKER_STORE"] = str(settings.store)
+    return make_app(settings)
+
+
+def _say(line: str) -> None:
+    stderr.print(f"fsworker: {line}", soft_wrap=True, markup=False)
+
+
+def _announce(planned: Stack, pids: dict[str, int], *, as_json: bool) -> None:
+    where = planned.describe()
+    if as_json:
+        click.echo(json.dumps({**where, "ready": True, "pids": pids}))
+        return
+    lines = [
+        f"Store    {where['store']}",
+        *(f"Spool    {path}  (application {app})" for app, path in where["spool"].items()),
+        f"Redis    {where['redis_url']}  ({where['redis']})",
+        f"State    {where['state_dir']}",
+        "Stop     Ctrl-C",
+    ]
+    _say("everything is running")
+    for line in lines:
+        stderr.print(f"  {line}", soft_wrap=True, markup=False)

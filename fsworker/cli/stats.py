@@ -1,0 +1,82 @@
+"""``fsworker stats``: what is there, in numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsworker import layout
+from fsworker.cli.common import (
+    format_size,
+    json_option,
+    open_store,
+    print_json,
+    reporting,
+    settings_for,
+    stdout,
+    store_option,
+)
+from fsworker.config import redact_url
+from fsworker.kv import KV
+from fsworker.names import Names
+from fsworker.objects import ObjectStore
+from fsworker.spool import SpoolDirectory
+from fsworker.state import find_redis_url, state_directory
+
+
+@click.command()
+@store_option
+@json_option
+@reporting
+def stats(store: Path | None, as_json: bool) -> None:
+    """Count files, uploads that wait, and messages; says which Redis is in use. Starts nothing."""
+    settings = settings_for(store)
+    with open_store(settings) as handle:
+        url = find_redis_url(settings, handle.config.store_id)
+        kv = KV(url)
+        kv.ping()
+        names = Names(settings.namespace)
+        files, size_bytes = _count(handle)
+        tree: dict[str, Any] = {
+            "store": str(handle.root),
+            "store_id": handle.config.store_id,
+            "redis_url": redact_url(url),
+            "state_dir": str(state_directory(settings, handle.config.store_id)),
+            "files": files,
+            "bytes": size_bytes,
+            "apps": handle.config.app_names,
+            "spool": {app: _spooled(handle, app) for app in handle.config.app_names},
+            "queues": {
+                queue: kv.queue_length(queue)
+                for queue in [names.maintenance_queue, *(names.ingest_queue(app) for app in handle.config.app_names)]
+            },
+            "unacknowledged": {role: kv.hash_length(names.unacked_key(role)) for role in ("ingest", "maintenance")},
+        }
+    if as_json:
+        print_json(tree)
+        return
+    out = stdout()
+    out.print(f"Store    {tree['store']}", soft_wrap=True)
+    out.print(f"Files    {files:,} ({format_size(size_bytes)})")
+    out.print(f"Redis    {tree['redis_url']}", soft_wrap=True)
+    for app, spooled in tree["spool"].items():
+        out.print(f"Spool    {app}: {spooled['requests']} jobs wait, {spooled['done']} outcomes kept")
+    for queue, length in tree["queues"].items():
+        out.print(f"Queue    {queue}: {length}")
+
+
+def _count(handle: ObjectStore) -> tuple[int, int]:
+    files = size_bytes = 0
+    for name in handle:
+        status = handle.status(name)
+        if status is not None:
+            files, size_bytes = files + 1, size_bytes + status.st_size
+    return files, size_bytes
+
+
+def _spooled(handle: ObjectStore, app: str) -> dict[str, int]:
+    with SpoolDirectory(handle.root / layout.SPOOL / app, app) as spool:
+        kinds = [entry.kind for entry in spool.entries()]
+    return {"requests": kinds.count("json"), "uploads": kinds.count("upload"), "done": kinds.count("done")}

@@ -1,0 +1,381 @@
+"""What an application uses: drop an upload, get a job, get hashes.
+
+``ingest`` returns when the upload is safe: its request and its bytes are on disk in the application's spool directory.
+Redis is told then, and need not be there: a sweep rings for what it never heard of. This works in a process, or a
+container, that sees nothing of the store but ``Spool/<app>``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel, ValidationError
+
+from fsworker import durable, layout
+from fsworker.config import Settings, load_settings
+from fsworker.errors import ConfigError, RedisUnavailableError, StoreUnavailableError, UploadRejectedError
+from fsworker.handle import StoreHandle
+from fsworker.job import Job
+from fsworker.kv import KV
+from fsworker.model import (
+    MAX_UPLOADS_PER_TASK,
+    ClaimRequest,
+    IngestRequest,
+    ThumbnailRequest,
+    check_app,
+    check_job_id,
+    describe,
+    new_job_id,
+    parse_hash,
+)
+from fsworker.names import CLAIM, INGEST, INGEST_MANY, THUMBNAIL, Names
+from fsworker.sending import Sender, make_producer
+from fsworker.specification import Thumbnail
+from fsworker.spool import STORE_NOTE, SpoolDirectory, SpooledRequest, part_name, request_name
+from fsworker.state import find_redis_url
+
+log = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+"""What can be ingested: a path, bytes, or an object with ``read(n)`` that is read from where it stands to its end."""
+
+Specification = Thumbnail | str | Mapping[str, Any]
+
+_MAX_MESSAGE_BYTES = 150_000
+_REDIS_AWAY_S = 5.0
+
+
+class Client:
+    """An application's side of fsworker.
+
+    ``app`` is its name, as registered with the store. Settings come from the environment and the TOML file
+    (:mod:`fsworker.config`); keyword arguments win: ``store``, ``spool``, ``redis_url``, ``namespace``, ``state_dir``.
+    Thread-safe; make one and keep it. Raises :class:`ConfigError` when the spool directory cannot be used.
+    """
+
+    def __init__(self, app: str, *, settings: Settings | None = None, **overrides: Any) -> None:
+        try:
+            self.app = check_app(app)
+        except UploadRejectedError as error:
+            raise ConfigError(str(error)) from error
+        self.settings = settings if settings is not None else load_settings(**overrides)
+        self._names = Names(self.settings.namespace)
+        self._spool = _open_spool(self.settings, self.app)
+        self._store_id = self._spool.read_store_id() or _store_id(self.settings)
+        if self.settings.redis_url is None and self.settings.store is None:
+            raise ConfigError("FSWORKER_REDIS_URL is not set; a client that sees only its spool needs it")
+        self._wire: tuple[KV, Sender] | None = None
+        self._ask_redis_at_s = 0.0
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        source: Source,
+        *,
+        thumbnails: Mapping[str, Specification] | None = None,
+        max_bytes: int | None = None,
+        media_types: Sequence[str] | None = None,
+        max_pixels: int | None = None,
+        on_done: str | None = None,
+    ) -> Job:
+        """Hand over one upload and return its job.
+
+        ``thumbnails`` maps names of your choice to specifications (``"100x100"`` or :class:`Thumbnail`). ``max_bytes``,
+        ``media_types`` (``["image/*", "application/pdf"]``) and ``max_pixels`` narrow what is accepted; a job that
+        breaks them fails. ``on_done`` names a task of your own Celery app that is sent to ``fsworker.done.<app>`` at the
+        end. Raises :class:`UploadRejectedError` or :class:`ImageError` for options that make no sense, and
+        :class:`StoreUnavailableError` when the bytes cannot be written (then nothing is left behind).
+        """
+        options = _options(thumbnails, max_bytes, media_types, max_pixels, on_done)
+        job_id, kwargs = self._drop(source, options)
+        with self._written():
+            self._spool.sync()
+        self._ring(INGEST, kwargs, job_id)
+        return self._job(job_id)
+
+    def ingest_many(
+        self,
+        sources: Iterable[Source],
+        *,
+        thumbnails: Mapping[str, Specification] | None = None,
+        max_bytes: int | None = None,
+        media_types: Sequence[str] | None = None,
+        max_pixels: int | None = None,
+        on_done: str | None = None,
+    ) -> list[Job]:
+        """Hand over many uploads with the same options; one job for each, in order.
+
+        Up to fifty travel in one message, which a worker handles several times faster than fifty messages. ``sources``
+        may be lazy. When one cannot be written the error is raised; those before it are safe and are done.
+        """
+        options = _options(thumbnails, max_bytes, media_types, max_pixels, on_done)
+        jobs: list[Job] = []
+        iterator = iter(sources)
+        per_message = min(MAX_UPLOADS_PER_TASK, max(1, _MAX_MESSAGE_BYTES // (200 + len(repr(options)))))
+        more = True
+        while more:
+            dropped: list[tuple[str, dict[str, Any]]] = []
+            try:
+                for source in islice(iterator, per_message):
+                    dropped.append(self._drop(source, options))
+                more = len(dropped) == per_message
+            finally:  # what was dropped before an error is wanted all the same
+                if dropped:
+                    with self._written():
+                        self._spool.sync()
+                    uploads = [{**kwargs, "id": job_id} for job_id, kwargs in dropped]
+                    self._ring(INGEST_MANY, {"uploads": uploads}, new_job_id(self.app))
+                    jobs.extend(self._job(job_id) for job_id, _ in dropped)
+        return jobs
+
+    def thumbnail(
+        self,
+        hash: str,  # noqa: A002 - the public name
+        specification: Specification | Mapping[str, Specification],
+        *,
+        max_pixels: int | None = None,
+        on_done: str | None = None,
+    ) -> Job:
+        """Make a thumbnail of a stored file; the result is an :class:`IngestResult` whose ``thumbnail`` it is.
+
+        A mapping of names to specifications makes several. Raises :class:`InvalidHashError`, :class:`ImageError`.
+        """
+        several = isinstance(specification, Mapping) and "geometry" not in specification
+        thumbnails: Any = specification if several else {"thumbnail": specification}
+        request = {
+            "hash": parse_hash(hash),
+            "thumbnails": _specifications(thumbnails),
+            **({"max_pixels": max_pixels} if max_pixels is not None else {}),
+            **({"on_done": on_done} if on_done is not None else {}),
+        }
+        return self._request_only("thumbnail", THUMBNAIL, request, ThumbnailRequest)
+
+    def claim(self, hashes: Iterable[str], *, on_done: str | None = None) -> Job:
+        """Ask which of these are stored, and keep them from collection for the grace; at most 5,000 at a time.
+
+        Claim what you are about to refer to and have not just ingested, then commit the reference within the grace. The
+        result is ``{"present": [...], "missing": [...]}``.
+        """
+        request = {
+            "hashes": list(dict.fromkeys(parse_hash(name) for name in hashes)),
+            **({"on_done": on_done} if on_done is not None else {}),
+        }
+        return self._request_only("claim", CLAIM, request, ClaimRequest)
+
+    def job(self, job_id: str) -> Job:
+        """A job by its id, from another process or after a restart. Raises :class:`UploadRejectedError` for another's."""
+        return self._job(check_job_id(job_id, self.app))
+
+    def check_redis(self) -> None:
+        """Ask whether Redis is there. Raises :class:`ConfigError` or :class:`RedisUnavailableError`; no job needs this."""
+        KV(find_redis_url(self.settings, self._store_id)).ping()
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _job(self, job_id: str) -> Job:
+        wire = self._connection()
+        return Job(job_id, self._spool, wire[0] if wire else None)
+
+    def _request_only(self, kind: str, task: str, request: dict[str, Any], model: type[BaseModel]) -> Job:
+        _check(request, model)
+        job_id = new_job_id(self.app)
+        with self._written():
+            self._spool.write_request(job_id, self._spooled(kind, request))
+        self._ring(task, request, job_id)
+        return self._job(job_id)
+
+    def _drop(self, source: Source, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Write request and upload, in this order; content on disk, names not yet. Returns job id and arguments."""
+        job_id, upload = new_job_id(self.app), uuid.uuid4().hex
+        kwargs = {"upload": upload, **options}
+        with self._written(), _reading(source) as read_into:
+            try:
+                self._spool.write_request(job_id, self._spooled("ingest", kwargs), sync=False)
+                self._write_part(upload, read_into)
+                self._spool.rename(part_name(upload), upload)  # the commit
+                self._spool.sync_file(request_name(job_id))
+            except BaseException:
+                for name in (upload, part_name(upload), request_name(job_id)):
+                    with contextlib.suppress(OSError):
+                        self._spool.remove(name)
+                raise
+        return job_id, kwargs
+
+    def _write_part(self, upload: str, read_into: Any) -> None:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(part_name(upload), flags, 0o600, dir_fd=self._spool.fd)
+        try:
+            with durable.borrowed_buffer() as room:
+                while count := read_into(room):
+                    durable.write_all(fd, room[:count])
+            os.fchmod(fd, 0o640)  # the worker reads it through the directory's group, whatever the umask
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _spooled(self, kind: str, request: dict[str, Any]) -> SpooledRequest:
+        return SpooledRequest.model_validate({"task": kind, "request": request, "store": self._store_id})
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise ConfigError(
+                    f"{self._spool.path} is not writable for this process: its user must be in the group of that directory "
+                    f"(usermod -aG <group> <user>, then start it again)"
+                ) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE):
+                raise StoreUnavailableError(
+                    f"the upload could not be written to {self._spool.path}: {error.strerror}. Nothing was accepted; "
+                    f"try again when there is room"
+                ) from error
+            raise
+
+    def _ring(self, task: str, kwargs: dict[str, Any], task_id: str) -> None:
+        """Tell the workers. When Redis is away the sweep will, and we do not make each request wait for a time-out."""
+        if time.monotonic() < self._ask_redis_at_s:
+            return
+        try:
+            wire = self._connection()
+            if wire is None:
+                raise RedisUnavailableError("no Redis is configured and no 'fsworker up' runs")
+            wire[1](task, kwargs, self._names.ingest_queue(self.app), task_id)
+        except RedisUnavailableError as error:
+            self._ask_redis_at_s = time.monotonic() + _REDIS_AWAY_S
+            log.warning("job %s is safe in the spool and will be done when Redis is back: %s", task_id, error)
+
+    def _connection(self) -> tuple[KV, Sender] | None:
+        if self._wire is None:
+            try:
+                url = find_redis_url(self.settings, self._store_id)
+            except ConfigError:
+                return None  # only when none is configured: 'fsworker up' may be started later
+            self._wire = KV(url), Sender(make_producer(url), url)
+        return self._wire
+
+    def close(self) -> None:
+        """Close connections and the spool directory."""
+        if self._wire is not None:
+            self._wire[0].close()
+            self._wire[1].close()
+            self._wire = None
+        self._spool.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _open_spool(settings: Settings, app: str) -> SpoolDirectory:
+    if settings.spool is not None:
+        path = settings.spool
+        if not (path / STORE_NOTE).exists() and (path / app).is_dir():
+            path = path / app  # the spool of all applications was named
+        return SpoolDirectory(path, app)
+    if settings.store is None:
+        raise ConfigError("neither FSWORKER_STORE (the store) nor FSWORKER_SPOOL (only the application's spool) is set")
+    return SpoolDirectory(settings.store / layout.SPOOL / app, app)
+
+
+def _store_id(settings: Settings) -> str:
+    if settings.store is None:
+        return ""
+    try:
+        with StoreHandle(settings.store) as handle:
+            return handle.config.store_id
+    except ConfigError:
+        if settings.spool is None:
+            raise
+        return ""
+
+
+def _options(
+    thumbnails: Mapping[str, Specification] | None,
+    max_bytes: int | None,
+    media_types: Sequence[str] | None,
+    max_pixels: int | None,
+    on_done: str | None,
+) -> dict[str, Any]:
+    """The arguments of an ingest as JSON, checked as the worker will check them."""
+    given = {
+        "thumbnails": _specifications(thumbnails) if thumbnails else None,
+        "max_bytes": max_bytes,
+        "max_pixels": max_pixels,
+        "media_types": list(media_types) if media_types is not None else None,
+        "on_done": on_done,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    _check({"upload": "upload", **options}, IngestRequest)
+    return options
+
+
+def _specifications(thumbnails: Mapping[str, Specification]) -> dict[str, Any]:
+    return {name: Thumbnail.parse(value).to_json() for name, value in thumbnails.items()}
+
+
+def _check(request: Mapping[str, Any], model: type[BaseModel]) -> None:
+    try:
+        model.model_validate(request)
+    except ValidationError as error:
+        raise UploadRejectedError(describe(error)) from None
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[Any]:
+    """A function that fills a buffer from ``source``. Opens (and closes) what is a path; leaves a stream open."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        yield _from_bytes(memoryview(source).cast("B"))
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            if not _is_regular(fd):
+                raise UploadRejectedError(f"{path} is not a regular file")
+            yield durable.descriptor_into(fd)
+        finally:
+            os.close(fd)
+    elif hasattr(source, "read"):
+        yield durable.reader_into(source)
+    else:
+        raise TypeError(f"cannot ingest {type(source).__name__}: give a path, bytes, or a file open in binary mode")
+
+
+def _unreadable(path: Path, error: OSError) -> UploadRejectedError | OSError:
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return UploadRejectedError(f"{path} cannot be read: {error.strerror}")
+    return error
+
+
+def _is_regular(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
+
+def _from_bytes(view: memoryview) -> Any:
+    position = 0
+
+    def read_into(room: memoryview) -> int:
+        nonlocal position
+        part = view[position : position + len(room)]
+        room[: len(part)] = part
+        position += len(part)
+        return len(part)
+
+    return read_into

@@ -1,0 +1,31 @@
+"""Celery's consumer without the ways in that no judge sees.
+
+A stock worker also takes messages from its fellows (mingle, gossip) and sends them events, over channels that anybody
+may publish to who may publish at all. Nothing here needs them, and only command line options switch them off; so this
+consumer does, for whoever starts the worker. Remote control has a setting, ``worker_enable_remote_control``. See
+:func:`fsworker.transport.broker_settings`, which sets both.
+"""
+
+# celery has no type information.
+# mypy: disable-error-code="misc,no-untyped-call,import-untyped"
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from celery.exceptions import CPendingDeprecationWarning
+from celery.worker.consumer import Consumer as StockConsumer
+
+
+class Consumer(StockConsumer):
+    """A consumer of task messages, and of nothing else."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, without_mingle=True, without_gossip=True, without_heartbeat=True)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        with warnings.catch_warnings():
+            # Advice to cancel the tasks that run: here they go on, and are acknowledged on the next connection.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)

@@ -1,0 +1,48 @@
+"""Names of queues and tasks, all beginning with the namespace, so that several stores can share one broker. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one namespace (``fsworker`` unless set otherwise)."""
+
+    namespace: str = "fsworker"
+
+    @property
+    def maintenance_queue(self) -> str:
+        """Where beat and the maintenance worker's own parts go; closed to applications."""
+        return f"{self.namespace}.maintenance"
+
+    def ingest_queue(self, app: str) -> str:
+        """Where an application sends its tasks."""
+        return f"{self.namespace}.ingest.{app}"
+
+    def done_queue(self, app: str) -> str:
+        """Where an application's callbacks (``on_done``) come."""
+        return f"{self.namespace}.done.{app}"
+
+    def app_of_ingest_queue(self, queue: str) -> str | None:
+        """The application of an ingest queue, or ``None`` for another queue."""
+        prefix = f"{self.namespace}.ingest."
+        return queue.removeprefix(prefix) if queue.startswith(prefix) else None
+
+    def unacked_prefix(self, role: str) -> str:
+        """Prefix of the keys in which a role's workers note what they took; roles must not share them."""
+        return f"{self.namespace}:{role}:"
+
+    def unacked_key(self, role: str) -> str:
+        """The hash of messages that a role's workers have taken and not acknowledged."""
+        return f"{self.unacked_prefix(role)}unacked"
+
+
+TASK_PREFIX = "fsworker"
+"""Task names do not follow the namespace: they name code, queues name places."""
+
+INGEST = f"{TASK_PREFIX}.ingest"
+INGEST_MANY = f"{TASK_PREFIX}.ingest_many"
+THUMBNAIL = f"{TASK_PREFIX}.thumbnail"
+CLAIM = f"{TASK_PREFIX}.claim"
+SWEEP = f"{TASK_PREFIX}.sweep"

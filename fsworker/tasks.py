@@ -1,0 +1,86 @@
+"""The Celery tasks. Each is thin: take the arguments, call one service function, return JSON."""
+
+# celery has no type information.
+# mypy: disable-error-code="import-untyped,misc"
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import Celery, Task
+from pydantic import BaseModel, ValidationError
+
+from fsworker.errors import UploadRejectedError
+from fsworker.model import BatchRequest, ClaimRequest, IngestRequest, ThumbnailRequest, describe
+from fsworker.names import CLAIM, INGEST, INGEST_MANY, SWEEP, THUMBNAIL
+from fsworker.service import Service
+
+log = logging.getLogger(__name__)
+
+GetService = Callable[[], Service]
+Validator = Callable[[dict[str, Any]], None]
+
+
+def register_ingest_tasks(app: Celery, service: GetService) -> None:
+    """What applications may ask for. Results and failures are stored by the service, not by Celery."""
+
+    def run(kind: str, task: Task, kwargs: Mapping[str, Any]) -> None:
+        service().run(task.request.id, kind, kwargs)
+
+    @app.task(name=INGEST, bind=True)
+    def ingest(self: Task, **kwargs: Any) -> None:
+        run("ingest", self, kwargs)
+
+    @app.task(name=THUMBNAIL, bind=True)
+    def thumbnail(self: Task, **kwargs: Any) -> None:
+        run("thumbnail", self, kwargs)
+
+    @app.task(name=CLAIM, bind=True)
+    def claim(self: Task, **kwargs: Any) -> None:
+        run("claim", self, kwargs)
+
+    @app.task(name=INGEST_MANY, bind=True)
+    def ingest_many(self: Task, **kwargs: Any) -> None:
+        batch = BatchRequest.model_validate(kwargs)
+        redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
+        service().run_many(self.request.id, batch, redelivered=redelivered)
+
+
+def register_maintenance_tasks(app: Celery, do_sweep: Callable[[], dict[str, Any]]) -> None:
+    """What beat asks for."""
+
+    @app.task(name=SWEEP)
+    def sweep() -> dict[str, Any]:
+        report = do_sweep()
+        if report["rung"] or report["abandoned"] or report["expired"]:
+            log.info("sweep: %s", report)
+        return report
+
+
+def _validator(model: type[BaseModel]) -> Validator:
+    def check(kwargs: dict[str, Any]) -> None:
+        try:
+            model.model_validate(kwargs)
+        except ValidationError as error:
+            raise UploadRejectedError(describe(error)) from None
+
+    return check
+
+
+def _no_arguments(kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise UploadRejectedError(f"unexpected argument {next(iter(kwargs))!r}; this task takes none")
+
+
+INGEST_VALIDATORS: Mapping[str, Validator] = {
+    INGEST: _validator(IngestRequest),
+    INGEST_MANY: _validator(BatchRequest),
+    THUMBNAIL: _validator(ThumbnailRequest),
+    CLAIM: _validator(ClaimRequest),
+}
+"""The tasks on an application's queue, and what checks their arguments before they may become a task."""
+
+MAINTENANCE_VALIDATORS: Mapping[str, Validator] = {SWEEP: _no_arguments}
+"""The tasks on the maintenance queue."""

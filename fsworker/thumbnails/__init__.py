@@ -1,0 +1,25 @@
+"""Thumbnails: a picture's bytes and specifications in, thumbnails' bytes out. The only package that imports PIL.
+
+The order of its modules, ground first: ``formats`` (what is decoded at all), ``limits`` (what one picture may cost),
+``outcome`` (results, and how they come out of the limited process), ``source``, ``jpeg``; with Pillow: ``decode``,
+``colour``, ``resize``, ``encode``, ``animation``, and ``render`` over them; ``child`` (the limited process), ``make``
+and ``files`` (what others call).
+"""
+
+from __future__ import annotations
+
+from fsworker.thumbnails.files import normalize_file, resize_file
+from fsworker.thumbnails.limits import Limits
+from fsworker.thumbnails.make import ENGINE_VERSION, make_thumbnails
+from fsworker.thumbnails.outcome import Made, Picture, PictureOutcome
+
+__all__ = [
+    "ENGINE_VERSION",
+    "Limits",
+    "Made",
+    "Picture",
+    "PictureOutcome",
+    "make_thumbnails",
+    "normalize_file",
+    "resize_file",
+]

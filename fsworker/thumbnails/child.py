@@ -1,0 +1,137 @@
+"""One forked, limited process for one picture.
+
+Why ``fork`` and not a fresh interpreter: the decoders are loaded already, so it costs a millisecond or two in place of
+ninety. Why ``os.fork`` and not multiprocessing: the pool processes of Celery are daemonic, which multiprocessing
+forbids to have children.
+
+Forking from a thread of a worker with ``--pool threads`` is safe here, so there is no fork server. The child is a copy
+of one thread. What could hang it is a lock that another thread held at that moment: of the interpreter (the GIL, the
+import lock, logging and threading are made new by CPython after a fork), of malloc (glibc does so too), or of
+a library. The child touches only decoders, which share no locks between threads, and modules that are loaded already;
+it logs nothing, prints nothing and runs no exit handlers. If something did hang, ``wall_s`` ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+from collections.abc import Callable, Mapping
+
+from fsworker.specification import Thumbnail
+from fsworker.thumbnails.limits import Limits, confine
+from fsworker.thumbnails.outcome import MemoryFile, Report, Reporter, read_report
+
+Engine = Callable[[int, Mapping[str, Thumbnail], Limits, Reporter], None]
+"""What makes thumbnails of an open file, inside the limited process: the seam for another engine.
+
+It reports a verdict for each specification. What it raises, or dies of, is the verdict for the rest.
+"""
+
+_OUT_OF_MEMORY = 3
+_FAILED = 4
+
+
+def run_limited(
+    engine: Engine, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits
+) -> tuple[Report, str | None]:
+    """Run ``engine`` on the file behind ``fd`` in a process of its own, and wait for its end.
+
+    Returns what it reported and why it ended early (``None`` if it did not). Raises ``OSError`` if this process cannot
+    fork or has no descriptor left. In every case, exceptions included, the process is gone when this returns.
+    """
+    report, output = MemoryFile("fsworker-report"), MemoryFile("fsworker-thumbnails")
+    try:
+        status, timed_out = _run(engine, fd, specifications, limits, report.fd, output.fd)
+        return read_report(report, output, frozenset(specifications)), _why(status, timed_out, limits)
+    finally:
+        report.close()
+
+
+def _run(
+    engine: Engine, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, report_fd: int, output_fd: int
+) -> tuple[int | None, bool]:
+    parent = os.getpid()
+    # No handler of the worker may run, and raise, in the child before it has put them all aside.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        child = os.fork()
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    if child == 0:
+        keep = frozenset((fd, report_fd, output_fd))
+        _child(engine, fd, specifications, limits, Reporter(report_fd, output_fd), keep, parent)
+    finished = False
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        finished = _wait(child, limits.wall_s)
+    finally:  # also when a time limit of the worker is raised into the waiting
+        if not finished:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        status = _reap(child)
+    return status, not finished
+
+
+def _child(
+    engine: Engine,
+    fd: int,
+    specifications: Mapping[str, Thumbnail],
+    limits: Limits,
+    reporter: Reporter,
+    keep: frozenset[int],
+    parent: int,
+) -> None:
+    """Run in the child; never returns."""
+    code = _FAILED
+    try:
+        gc.disable()  # a collection would touch, and so copy, the pages that are shared with the parent
+        confine(limits, keep, parent)
+        engine(fd, specifications, limits, reporter)
+        code = 0
+    except MemoryError:
+        code = _OUT_OF_MEMORY
+    finally:
+        os._exit(code)
+
+
+def _wait(child: int, timeout_s: float) -> bool:
+    """Wait for the end of a child without reaping it; whether it came in time."""
+    descriptor = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _reap(child: int) -> int | None:
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:  # SIGCHLD is ignored in this process, so the kernel reaped it
+        return None
+
+
+def _why(status: int | None, timed_out: bool, limits: Limits) -> str | None:
+    """Why a child ended early, in words for whoever sent the picture."""
+    if timed_out:
+        return f"took longer than {limits.wall_s:g} s"
+    if status is None or status == 0:
+        return None
+    if os.WIFEXITED(status):
+        memory = os.WEXITSTATUS(status) == _OUT_OF_MEMORY
+        return _needs_memory(limits) if memory else "the decoder failed"
+    number = os.WTERMSIG(status)
+    if number == signal.SIGXCPU:
+        return f"took more than {limits.cpu_whole_s} s of processor time"
+    if number == signal.SIGKILL:
+        return "the decoder was killed, probably because the machine ran out of memory"
+    return f"the decoder crashed ({signal.Signals(number).name})"
+
+
+def _needs_memory(limits: Limits) -> str:
+    return f"needs more than {limits.memory_bytes / 2**20:.0f} MiB of memory"

@@ -1,0 +1,206 @@
+"""From a file to pixels: open, find the upright size, decode no more than is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from fsworker.errors import ImageError
+from fsworker.thumbnails.formats import MEDIA_TYPE
+from fsworker.thumbnails.jpeg import Scans, count_scans
+from fsworker.thumbnails.limits import Limits
+from fsworker.thumbnails.outcome import Picture
+
+try:
+    import pillow_heif
+except ImportError:  # the extra "heic" is not installed
+    HAS_HEIF = False
+else:
+    HAS_HEIF = True
+
+LOADED = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    IcoImagePlugin,
+    ImageOps,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+"""Loaded before any fork, because the child can open no file, a module's neither."""
+
+BIG_JPEG_FACTOR = 8
+"""How many times the pixel limit a JPEG may have that is decoded at a quarter of its size or less, in one pass."""
+_BIG_JPEG_SCALE = 4
+
+TRANSPOSE: Mapping[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by the value of EXIF's orientation (0x0112)."""
+
+
+def prepare() -> None:
+    """Set Pillow up for hostile files; in the decoding process, or once in a worker."""
+    Image.preinit()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the process may have one processor's time, and no more address space
+    if HAS_HEIF:
+        pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+
+
+def quiet() -> None:
+    """Make Pillow's warning about too many pixels an error and silence all others; in the decoding process only."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+@dataclass(slots=True)
+class Source:
+    """An opened, not yet decoded picture.
+
+    ``size`` is as stored, before ``orientation`` (1 to 8, EXIF's meaning) makes it upright. ``scans`` is for JPEG.
+    """
+
+    format: str
+    stream: BinaryIO
+    image: ImageFile.ImageFile
+    orientation: int
+    scans: Scans | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The stored size in pixels."""
+        return self.image.size
+
+    @property
+    def turned(self) -> bool:
+        """Whether upright means that width and height change places."""
+        return self.orientation >= 5
+
+    @property
+    def picture(self) -> Picture:
+        """The original as it is reported."""
+        width, height = self.size
+        return Picture(MEDIA_TYPE[self.format], *((height, width) if self.turned else (width, height)))
+
+
+def open_source(name: str, stream: BinaryIO, limits: Limits) -> Source:
+    """Read the headers of a picture of the format ``name`` (of :data:`~fsworker.thumbnails.formats.MEDIA_TYPE`).
+
+    Raises :class:`ImageError`, or whatever the decoder raises, where they cannot be read.
+    """
+    # These two cannot be opened without memory for the pixels, so their limit has to apply now.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels if name in ("WEBP", "ICO") else None
+    scans = count_scans(stream, limits.max_scans) if name == "JPEG" else None
+    image = _open(name, stream)
+    source = Source(name, stream, image, 1, scans)
+    source.orientation = _orientation(source)
+    return source
+
+
+def _open(name: str, stream: BinaryIO) -> ImageFile.ImageFile:
+    stream.seek(0)
+    if name == "JPEG":  # not by Image.open, which would make more of the several pictures of an MPO than is wanted
+        return JpegImagePlugin.JpegImageFile(stream)
+    if name == "HEIF" and not HAS_HEIF:
+        raise ImageError("HEIC needs the extra 'heic': pip install 'fsworker[heic]'")
+    return Image.open(stream, formats=[name])
+
+
+def decode(source: Source, limits: Limits, scale: int = 1) -> tuple[Image.Image, tuple[float, float]]:
+    """Decode the (first) picture; a JPEG at ``1/scale`` of its size, where ``scale`` is 1, 2, 4 or 8.
+
+    Returns the pixels, in the stored orientation, and how many stored pixels make one of them, along each side. Call it
+    once for each scale: a decoder cannot be wound back, so a second call opens the file again.
+    """
+    check_pixels(source, limits, scale)
+    if source.format == "JPEG" and not source.image.tile:  # decoded before, at another scale
+        source.image = _open(source.format, source.stream)
+    image = source.image
+    width, height = image.size
+    factors = (1.0, 1.0)
+    if scale > 1:
+        drafted = image.draft(None, (max(1, width // scale), max(1, height // scale)))
+        if drafted is not None:
+            factors = (width / drafted[1][2], height / drafted[1][3])
+    image.load()
+    return image, factors
+
+
+def check_pixels(source: Source, limits: Limits, scale: int) -> None:
+    """Raise :class:`ImageError` if the picture has too many pixels, or scans, to be decoded at ``1/scale``."""
+    width, height = source.size
+    allowed = limits.max_pixels
+    if source.scans is not None:
+        if source.scans.count > limits.max_scans:
+            raise ImageError(f"the JPEG has more than {limits.max_scans} scans")
+        if source.scans.single and scale >= _BIG_JPEG_SCALE:
+            allowed *= BIG_JPEG_FACTOR
+    if width * height > allowed:
+        raise too_many_pixels(width, height, allowed)
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture has no pixels ({width} x {height})")
+    Image.MAX_IMAGE_PIXELS = allowed  # for the pictures inside of pictures
+
+
+def too_many_pixels(width: int, height: int, allowed: int) -> ImageError:
+    """The refusal of a picture by its size."""
+    return ImageError(
+        f"{width} x {height} are {width * height / 1e6:.1f} megapixels, at most {allowed / 1e6:g} are allowed"
+    )
+
+
+def _orientation(source: Source) -> int:
+    """EXIF's orientation, 1 where there is none or a broken one.
+
+    TIFF (which Pillow turns while loading) and HEIF (libheif) come upright. XMP is not asked: browsers do not either.
+    """
+    image = source.image
+    if source.format in ("TIFF", "HEIF", "GIF", "BMP", "ICO"):
+        return 1
+    if source.format == "PNG" and "exif" not in image.info:
+        _late_exif(source)
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    with contextlib.suppress(Exception):  # whatever is wrong with EXIF, the picture can still be good
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        return value if value in TRANSPOSE else 1
+    return 1
+
+
+def _late_exif(source: Source) -> None:
+    """Find a PNG's eXIf chunk behind its pixels, where Pillow would decode the whole picture to see it."""
+    stream = source.stream
+    resume = stream.tell()
+    stream.seek(8)
+    while len(head := stream.read(8)) == 8 and head[4:] != b"IEND":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            source.image.info["exif"] = b"Exif\0\0" + stream.read(min(length, 2**20))
+            break
+        stream.seek(length + 4, 1)
+    stream.seek(resume)

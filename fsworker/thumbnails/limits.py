@@ -1,0 +1,139 @@
+"""How much one picture may cost, and the confinement of the process that decodes it.
+
+Decoders are the largest attack surface of the project: C code that eats strangers' bytes. So a picture is decoded in a
+process of its own that can lose little: its memory, processor time, output and descriptors are bounded, it can open
+nothing and connect nowhere, and it dies with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import resource
+import signal
+import struct
+from dataclasses import dataclass
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture that came to Linux before 2021
+_SYS_LANDLOCK_RESTRICT_SELF = 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded in the parent: the child must not load anything
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one picture; every thumbnail of it is made within them together.
+
+    ``max_pixels`` bounds the decoded picture (a baseline JPEG that can be decoded at a quarter of its size or less may
+    have eight times as many), each thumbnail, and the largest frame of an animation. ``memory_bytes`` is address space
+    on top of what the process had before. ``cpu_s`` is processor time, rounded up to whole seconds, ``wall_s`` time by
+    the clock. ``output_bytes`` bounds all thumbnails together. ``max_scans`` bounds the scans of a JPEG (a normal
+    progressive one has 10), ``max_frames`` the frames of an animation, if one is asked for.
+    """
+
+    max_pixels: int = 50_000_000
+    memory_bytes: int = 512 * 2**20
+    cpu_s: float = 20.0
+    wall_s: float = 60.0
+    output_bytes: int = 64 * 2**20
+    max_scans: int = 100
+    max_frames: int = 500
+
+    @property
+    def cpu_whole_s(self) -> int:
+        """``cpu_s`` as the kernel counts it: at least one second, whole ones."""
+        return max(1, math.ceil(self.cpu_s))
+
+
+def confine(limits: Limits, keep: frozenset[int], parent: int) -> None:
+    """Take from this newly forked, single-threaded process all that decoding does not need.
+
+    ``keep`` are the descriptors that stay open, beside 0, 1 and 2, which become ``/dev/null``. Afterwards no descriptor
+    can be made at all: no file, no socket, no pipe. Where the kernel has Landlock, the process can also change no
+    directory (a file can be unlinked without a descriptor) and signal no other process.
+    """
+    _default_signals()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    _volunteer_for_the_oom_killer()
+    _close_descriptors(keep)
+    space = _address_space_bytes() + limits.memory_bytes
+    _lower(resource.RLIMIT_AS, space, space)
+    # The soft limit ends the process by SIGXCPU, which names the cause; the hard one is for whoever ignores that.
+    _lower(resource.RLIMIT_CPU, limits.cpu_whole_s, limits.cpu_whole_s + 1)
+    _lower(resource.RLIMIT_FSIZE, limits.output_bytes, limits.output_bytes)
+    _lower(resource.RLIMIT_CORE, 0, 0)
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _landlock()
+    _lower(resource.RLIMIT_NOFILE, 0, 0)
+
+
+def _default_signals() -> None:
+    """A worker's handlers must not run here, and Ctrl-C at the worker's terminal is its to handle."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGPROF, signal.SIGVTALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _volunteer_for_the_oom_killer() -> None:
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, b"1000")
+    except OSError:
+        pass  # not allowed here: then the worker is as likely a victim as this process
+    finally:
+        os.close(descriptor)
+
+
+def _close_descriptors(keep: frozenset[int]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        if descriptor not in keep:
+            os.dup2(null, descriptor)
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in keep:
+            with contextlib.suppress(OSError):  # the listing's own descriptor
+                os.close(descriptor)
+
+
+def _address_space_bytes() -> int:
+    with open("/proc/self/statm", "rb") as stream:
+        return int(stream.read().split()[0]) * resource.getpagesize()
+
+
+def _lower(kind: int, soft: int, hard: int) -> None:
+    """Set a limit, but never above the one that is in force."""
+    _, old_hard = resource.getrlimit(kind)
+    if old_hard != resource.RLIM_INFINITY:
+        soft, hard = min(soft, old_hard), min(hard, old_hard)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _landlock() -> None:
+    """Deny all that landlock(7) can deny (Linux 5.13). A second wall: a kernel without it is no error."""
+    version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    if version < 1:
+        return
+    files = (1 << (13 + (version >= 2) + (version >= 3) + (version >= 5))) - 1
+    network = 0b11 if version >= 4 else 0
+    scoped = 0b11 if version >= 6 else 0
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    attributes = struct.pack("=QQQ", files, network, scoped)
+    ruleset = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    if ruleset >= 0:
+        _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+        os.close(ruleset)

@@ -1,0 +1,50 @@
+"""The two questions that the rest of fsworker asks about pictures: what is this, and its thumbnails, please."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from PIL import __version__ as pillow_version
+from PIL import features
+
+from fsworker.specification import Thumbnail
+from fsworker.thumbnails.child import run_limited
+from fsworker.thumbnails.decode import HAS_HEIF, prepare
+from fsworker.thumbnails.formats import SIGNATURE_BYTES, sniff
+from fsworker.thumbnails.limits import Limits
+from fsworker.thumbnails.outcome import PictureOutcome
+from fsworker.thumbnails.render import render
+
+_PIPELINE_VERSION = 1  # counts changes here that change the bytes of any thumbnail
+
+
+def _engine_version() -> str:
+    codecs = (f"{name}{features.version(name)}" for name in ("libjpeg_turbo", "webp", "avif", "zlib", "littlecms2"))
+    return "-".join((str(_PIPELINE_VERSION), f"pillow{pillow_version}", *codecs, *(("heif",) if HAS_HEIF else ())))
+
+
+ENGINE_VERSION = _engine_version()
+"""Names all that the bytes of a thumbnail depend on beside the original's bytes and the specification."""
+
+prepare()
+
+
+def make_thumbnails(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits | None = None) -> PictureOutcome:
+    """Find out what picture an open regular file is, and make thumbnails of it, in one process with limits.
+
+    ``fd`` is not closed, and its position is neither used nor moved. Nothing that the file contains makes this raise:
+    each thumbnail that cannot be made is in ``failed``, with the reason. With no specifications only the headers are
+    read; a file that does not begin like a picture costs one read and no process. Raises ``OSError`` if the file cannot
+    be read, or this process can have no memory, descriptor or child; nothing is left behind then.
+    """
+    limits = limits or Limits()
+    if sniff(os.pread(fd, SIGNATURE_BYTES, 0)) is None:
+        return PictureOutcome(None, {}, dict.fromkeys(specifications, "not a picture of a format that is known here"))
+    report, early = run_limited(render, fd, specifications, limits)
+    if report.input_error is not None:
+        raise OSError(report.input_error, f"the original cannot be read: {os.strerror(report.input_error)}")
+    made = {name: made for name, made in report.made.items() if name not in report.failed}
+    missing = [name for name in specifications if name not in made and name not in report.failed]
+    failed = {**report.failed, **dict.fromkeys(missing, early or "the decoder gave no result")}
+    return PictureOutcome(report.picture, made, failed)

@@ -1,0 +1,129 @@
+"""The pipeline: one open picture in, thumbnails out. This is the engine that runs in the limited process.
+
+Sizes are computed in upright space, boxes and pixels are handled as stored, and only the small result is turned.
+
+*A thumbnail depends on the picture and its own specification alone*, never on what else was asked for along with it:
+else the same thumbnail would be stored in as many variants as there are applications. So thumbnails are not made one
+from another. They share a decode at a scale that follows from the picture; only a larger one has its own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from PIL import Image
+
+from fsworker.errors import ImageError
+from fsworker.specification import Thumbnail
+from fsworker.thumbnails.animation import render_animation
+from fsworker.thumbnails.colour import Convert, colour_space, srgb_converter, to_resizable
+from fsworker.thumbnails.decode import TRANSPOSE, Source, decode, open_source, quiet
+from fsworker.thumbnails.encode import MEDIA_TYPE, check_size, choose_format, encode
+from fsworker.thumbnails.formats import SIGNATURE_BYTES, sniff
+from fsworker.thumbnails.limits import Limits
+from fsworker.thumbnails.outcome import Reporter
+from fsworker.thumbnails.resize import Region, region_of, resize
+from fsworker.thumbnails.source import SourceFile
+
+SHARED_LONG_SIDE_PX = 2000
+"""A JPEG is decoded at the smallest scale that leaves at least this: enough for thumbnails of 1600 pixels."""
+DRAFT_GAP = 1.25
+"""How much larger than a thumbnail its JPEG's decode must be, or the scaled decode's own filter would show."""
+
+
+def render(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
+    """Report the picture behind ``fd`` and a verdict for each specification.
+
+    Never raises for what is in the file, but may die of it; :mod:`~fsworker.thumbnails.child` sees to that.
+    """
+    quiet()
+    raw = SourceFile(fd)
+    stream = cast("BinaryIO", io.BufferedReader(raw, 2**16))
+    waiting = dict(specifications)
+    try:
+        _render(stream, waiting, limits, reporter)
+    except Exception as error:  # noqa: BLE001  # decoders raise anything: a SyntaxError is a broken PNG
+        for name in waiting:
+            reporter.failed(name, reason_of(error, limits))
+    if raw.error is not None:
+        reporter.input_error(raw.error)
+
+
+def _render(stream: BinaryIO, waiting: dict[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
+    """As :func:`render`, but raises; what has its verdict is removed from ``waiting``."""
+    name = sniff(stream.read(SIGNATURE_BYTES))
+    if name is None:
+        raise ImageError("not a picture")
+    source = open_source(name, stream, limits)
+    reporter.picture(source.picture)
+    by_scale = defaultdict(list)
+    for wanted, thumbnail in list(waiting.items()):
+        by_scale[_scale(source, thumbnail)].append(wanted)
+    for scale, names in sorted(by_scale.items(), reverse=True):
+        base = None
+        for wanted in names:
+            try:
+                thumbnail = waiting[wanted]
+                if thumbnail.animated and getattr(source.image, "is_animated", False):
+                    made = render_animation(source, thumbnail, limits)
+                else:
+                    base = base or _Base.decode(source, limits, scale)
+                    made = base.render(thumbnail, limits)
+                reporter.made(wanted, *made)
+            except Exception as error:  # noqa: BLE001  # one thumbnail's verdict is not another's
+                reporter.failed(wanted, reason_of(error, limits))
+            del waiting[wanted]
+
+
+def _scale(source: Source, thumbnail: Thumbnail) -> int:
+    """At which part of its size (1, 2, 4 or 8) to decode for this thumbnail."""
+    if source.format != "JPEG":
+        return 1
+    region = region_of(thumbnail, source)
+    needed = max(region.scale * DRAFT_GAP, SHARED_LONG_SIDE_PX / max(source.size))
+    return next((scale for scale in (8, 4, 2) if 1 / scale >= needed), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Decoded pixels that all thumbnails of one scale are made from."""
+
+    source: Source
+    pixels: Image.Image
+    factors: tuple[float, float]
+    to_srgb: Convert
+
+    @classmethod
+    def decode(cls, source: Source, limits: Limits, scale: int) -> _Base:
+        image, factors = decode(source, limits, scale)
+        space = colour_space(image)
+        pixels = to_resizable(image)
+        return cls(source, pixels, factors, srgb_converter(space, pixels.mode))
+
+    def render(self, thumbnail: Thumbnail, limits: Limits) -> tuple[bytes, str, int, int]:
+        """The bytes, media type, width and height of one thumbnail."""
+        region: Region = region_of(thumbnail, self.source)
+        transparent = self.pixels.mode in ("La", "RGBa")
+        image_format = choose_format(thumbnail, self.source.format, transparent, animated=False)
+        check_size(image_format, *region.size, limits.max_pixels)
+        image = self.to_srgb(resize(self.pixels, region, self.factors))
+        if self.source.orientation in TRANSPOSE:
+            image = image.transpose(TRANSPOSE[self.source.orientation])
+        return encode(image, image_format, thumbnail), MEDIA_TYPE[image_format], *image.size
+
+
+def reason_of(error: BaseException, limits: Limits) -> str:
+    """What an exception of a decoder means, in words."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "Insufficient memory" in str(error):
+        return f"needs more than {limits.memory_bytes / 2**20:.0f} MiB of memory"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"the picture has more than {limits.max_pixels / 1e6:g} megapixels"
+    if isinstance(error, OSError) and error.errno == 27:
+        return f"the thumbnails have more than {limits.output_bytes / 2**20:g} MiB together"
+    return f"the picture is broken: {error or type(error).__name__}"

@@ -1,0 +1,90 @@
+"""What the store itself needs of ``Trash/``: to look there, and bring a file back, before it says that one is missing.
+
+A collection moves files to ``Trash/<stamp>/<hash>``; until they are purged they can be had again, whole and at once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+
+from fsworker import durable, layout
+from fsworker.handle import log, translated
+from fsworker.locks import shard_lock
+from fsworker.model import Hash
+from fsworker.objects import ObjectStore
+
+
+def trashed_names(store: ObjectStore, name: Hash) -> Iterator[str]:
+    """Where a hash lies in trash, relative to the store, the latest collection's first. Perhaps rotten: see restore."""
+    try:
+        stamps = os.listdir(store.root / layout.TRASH)
+    except FileNotFoundError:
+        return
+    for stamp in sorted(stamps, reverse=True):
+        if layout.is_stamp(stamp):
+            relative = f"{layout.TRASH}/{stamp}/{name}"
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(relative, dir_fd=store.fd, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    yield relative
+
+
+@translated("Restoring")
+def restore(store: ObjectStore, name: Hash) -> bool:
+    """Bring a file back from trash. True when it is in ``Data/`` on return, durable and fresh (or was there before).
+
+    Only a file whose content still has this hash is taken; a rotten one stays where it is, for verification. A crash
+    leaves the file either in trash or in ``Data/``.
+    """
+    if store.freshen(name):
+        return True
+    for relative in trashed_names(store, name):
+        try:
+            fd = os.open(relative, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=store.fd)
+        except FileNotFoundError:
+            continue  # purged, or restored by somebody else
+        try:
+            if durable.hash_descriptor(fd).sha1 != name:
+                log.error("%s is rotten and was not restored", store.root / relative)
+            elif _bring_back(store, name, relative, fd):
+                return True
+        finally:
+            os.close(fd)
+    return store.freshen(name)
+
+
+def _bring_back(store: ObjectStore, name: Hash, relative: str, fd: int) -> bool:
+    """Move the verified file ``fd`` into ``Data/``, fresh. False when it is no longer in trash."""
+    try:
+        store.dress(fd)
+        os.fchmod(fd, layout.FILE_MODE)  # young before it has its name, whatever the filesystem does in a rename
+    except PermissionError:  # somebody else's file, which only he can freshen: store a copy of our own
+        os.lseek(fd, 0, os.SEEK_SET)
+        store.put_descriptor(fd)
+        with suppress(FileNotFoundError):
+            os.unlink(relative, dir_fd=store.fd)
+        return True
+    if store.durability != "none":
+        store.fsync(fd)
+    shard_fd = store.open_shard(name)
+    try:
+        with shard_lock(store.fd, name, store.modes.lock_file, exclusive=True):
+            if store.status(name) is not None or not _is_still(store, relative, fd):
+                return False
+            os.rename(relative, name, src_dir_fd=store.fd, dst_dir_fd=shard_fd)
+        if store.durability != "none":
+            store.sync_shard(name, shard_fd)
+            store.fsync_directory(os.path.dirname(relative))
+        return True
+    finally:
+        os.close(shard_fd)
+
+
+def _is_still(store: ObjectStore, relative: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(relative, dir_fd=store.fd, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
