@@ -239,12 +239,12 @@ def same_bytes(left_fd: int, right_fd: int) -> bool:
 def equals(fd: int, data: bytes) -> bool:
     """Compare a file with ``data`` from its beginning."""
     offset = 0
-    while part := os.pread(fd, BUFFER_BYTES, offset):
+    while part := os.pread(fd, min(BUFFER_BYTES, len(data) - offset + 1), offset):  # one more than there should be
         if part != data[offset : offset + len(part)]:
             return False
         offset += len(part)
-        if len(part) < BUFFER_BYTES:
-            break  # its end
+        if offset == len(data) < BUFFER_BYTES:
+            return True  # it was asked for one more
     return offset == len(data)
 
 

@@ -1,6 +1,8 @@
-"""What the store itself needs of ``Trash/``: to look there, and bring a file back, before it says that one is missing.
+"""The two moves between ``Data/`` and ``Trash/``, of one file each, and a look into trash.
 
 A collection moves files to ``Trash/<stamp>/<hash>``; until they are purged they can be had again, whole and at once.
+Whoever has only a hash looks here, and brings the file back, before he says that it is missing. What is to be moved, and
+when trash is purged, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +17,24 @@ from fsworker.handle import log, translated
 from fsworker.locks import shard_lock
 from fsworker.model import Hash
 from fsworker.objects import ObjectStore
+
+
+@translated("Moving to trash")
+def move_to_trash(store: ObjectStore, name: Hash, stamp: str, cutoff_s: float) -> bool:
+    """Move a stored file to ``Trash/<stamp>/``, if its age (ctime, seconds since the epoch) is still before ``cutoff_s``.
+
+    False, and nothing done, when it is younger or absent: whoever freshened it did so under the lock that is held here,
+    so that no file is taken from under an ingest. Not synced: a crash may leave the file in ``Data/``, and the caller
+    syncs once for all.
+    """
+    store.make_directory(f"{layout.TRASH}/{stamp}", store.modes.data)
+    with shard_lock(store.fd, name, store.modes.lock_file, exclusive=True):
+        status = store.status(name)
+        if status is None or status.st_ctime >= cutoff_s:
+            return False
+        target = f"{layout.TRASH}/{stamp}/{name}"
+        os.rename(layout.data_name(name), target, src_dir_fd=store.fd, dst_dir_fd=store.fd)
+        return True
 
 
 def trashed_names(store: ObjectStore, name: Hash) -> Iterator[str]:

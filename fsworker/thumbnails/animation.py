@@ -26,24 +26,24 @@ def render_animation(source: Source, thumbnail: Thumbnail, limits: Limits) -> tu
     region = region_of(thumbnail, source)
     image_format = choose_format(thumbnail, source.format, transparent=True, animated=True)
     check_size(image_format, *region.size, limits.max_pixels)
-    count = _count_frames(source.image, limits)
+    image = source.take()
+    count = _count_frames(image, limits)
     width, height = source.size
     if count * width * height > MAX_TOTAL_FACTOR * limits.max_pixels:
         raise ImageError(f"{count} frames of {width} x {height} pixels are too many")
     if count * region.size[0] * region.size[1] > limits.max_pixels:
         raise ImageError(f"{count} frames of {region.size[0]} x {region.size[1]} pixels are too many")
-    loop = source.image.info.get("loop")
+    loop = image.info.get("loop")
     frames, durations_ms = [], []
     for index in range(count):
-        source.image.seek(index)
-        source.image.load()
-        pixels = to_resizable(source.image)
-        frame = srgb_converter(colour_space(source.image), pixels.mode)(resize(pixels, region, (1.0, 1.0)))
+        image.seek(index)
+        image.load()
+        pixels = to_resizable(image)
+        frame = srgb_converter(colour_space(image), pixels.mode)(resize(pixels, region, (1.0, 1.0)))
         if source.orientation in TRANSPOSE:
             frame = frame.transpose(TRANSPOSE[source.orientation])
         frames.append(frame.convert("RGBA"))
-        durations_ms.append(_duration_ms(source.image))
-    source.image.seek(0)
+        durations_ms.append(_duration_ms(image))
     data = encode_animation(frames, durations_ms, loop if isinstance(loop, int) else None, image_format, thumbnail)
     return data, MEDIA_TYPE[image_format], *frames[0].size
 

@@ -67,6 +67,7 @@ def _from_keyed(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")
+    image = image.convert("I")  # the one mode whose table may have 65,536 entries
     grey = image.point(_TO_8_BIT, "L")
     if not isinstance(transparent, int):
         return grey

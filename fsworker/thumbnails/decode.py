@@ -51,6 +51,7 @@ LOADED = (
 BIG_JPEG_FACTOR = 8
 """How many times the pixel limit a JPEG may have that is decoded at a quarter of its size or less, in one pass."""
 _BIG_JPEG_SCALE = 4
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # the pages of a TIFF are no animation
 
 TRANSPOSE: Mapping[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,14 +88,19 @@ class Source:
 
     format: str
     stream: BinaryIO
-    image: ImageFile.ImageFile
+    size: tuple[int, int]
     orientation: int
+    animated: bool
     scans: Scans | None
+    _opened: ImageFile.ImageFile | None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """The stored size in pixels."""
-        return self.image.size
+    def take(self) -> ImageFile.ImageFile:
+        """The picture, with nothing decoded yet: the file is opened again for each who takes it after the first.
+
+        A decoder cannot be wound back; and what one that failed has left is no picture, though it may look like one.
+        """
+        image, self._opened = self._opened or _open(self.format, self.stream), None
+        return image
 
     @property
     def turned(self) -> bool:
@@ -117,9 +123,8 @@ def open_source(name: str, stream: BinaryIO, limits: Limits) -> Source:
     Image.MAX_IMAGE_PIXELS = limits.max_pixels if name in ("WEBP", "ICO") else None
     scans = count_scans(stream, limits.max_scans) if name == "JPEG" else None
     image = _open(name, stream)
-    source = Source(name, stream, image, 1, scans)
-    source.orientation = _orientation(source)
-    return source
+    animated = name in _ANIMATED and bool(getattr(image, "is_animated", False))
+    return Source(name, stream, image.size, _orientation(name, image, stream), animated, scans, image)
 
 
 def _open(name: str, stream: BinaryIO) -> ImageFile.ImageFile:
@@ -134,13 +139,11 @@ def _open(name: str, stream: BinaryIO) -> ImageFile.ImageFile:
 def decode(source: Source, limits: Limits, scale: int = 1) -> tuple[Image.Image, tuple[float, float]]:
     """Decode the (first) picture; a JPEG at ``1/scale`` of its size, where ``scale`` is 1, 2, 4 or 8.
 
-    Returns the pixels, in the stored orientation, and how many stored pixels make one of them, along each side. Call it
-    once for each scale: a decoder cannot be wound back, so a second call opens the file again.
+    Returns the pixels, in the stored orientation, and how many stored pixels make one of them, along each side.
+    Raises :class:`ImageError` for too many pixels or scans, and whatever the decoder raises for broken bytes.
     """
     check_pixels(source, limits, scale)
-    if source.format == "JPEG" and not source.image.tile:  # decoded before, at another scale
-        source.image = _open(source.format, source.stream)
-    image = source.image
+    image = source.take()
     width, height = image.size
     factors = (1.0, 1.0)
     if scale > 1:
@@ -174,33 +177,31 @@ def too_many_pixels(width: int, height: int, allowed: int) -> ImageError:
     )
 
 
-def _orientation(source: Source) -> int:
+def _orientation(name: str, image: ImageFile.ImageFile, stream: BinaryIO) -> int:
     """EXIF's orientation, 1 where there is none or a broken one.
 
     TIFF (which Pillow turns while loading) and HEIF (libheif) come upright. XMP is not asked: browsers do not either.
     """
-    image = source.image
-    if source.format in ("TIFF", "HEIF", "GIF", "BMP", "ICO"):
+    if name in ("TIFF", "HEIF", "GIF", "BMP", "ICO"):
         return 1
-    if source.format == "PNG" and "exif" not in image.info:
-        _late_exif(source)
-    for name in ("xmp", "XML:com.adobe.xmp"):
-        image.info.pop(name, None)
+    if name == "PNG" and "exif" not in image.info:
+        _find_late_exif(image, stream)
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)
     with contextlib.suppress(Exception):  # whatever is wrong with EXIF, the picture can still be good
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         return value if value in TRANSPOSE else 1
     return 1
 
 
-def _late_exif(source: Source) -> None:
+def _find_late_exif(image: ImageFile.ImageFile, stream: BinaryIO) -> None:
     """Find a PNG's eXIf chunk behind its pixels, where Pillow would decode the whole picture to see it."""
-    stream = source.stream
     resume = stream.tell()
     stream.seek(8)
     while len(head := stream.read(8)) == 8 and head[4:] != b"IEND":
         length = int.from_bytes(head[:4], "big")
         if head[4:] == b"eXIf":
-            source.image.info["exif"] = b"Exif\0\0" + stream.read(min(length, 2**20))
+            image.info["exif"] = b"Exif\0\0" + stream.read(min(length, 2**20))
             break
         stream.seek(length + 4, 1)
     stream.seek(resume)

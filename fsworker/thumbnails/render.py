@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, cast
 
 from PIL import Image
@@ -26,7 +27,7 @@ from fsworker.thumbnails.encode import MEDIA_TYPE, check_size, choose_format, en
 from fsworker.thumbnails.formats import SIGNATURE_BYTES, sniff
 from fsworker.thumbnails.limits import Limits
 from fsworker.thumbnails.outcome import Reporter
-from fsworker.thumbnails.resize import Region, region_of, resize
+from fsworker.thumbnails.resize import region_of, resize
 from fsworker.thumbnails.source import SourceFile
 
 SHARED_LONG_SIDE_PX = 2000
@@ -60,23 +61,40 @@ def _render(stream: BinaryIO, waiting: dict[str, Thumbnail], limits: Limits, rep
         raise ImageError("not a picture")
     source = open_source(name, stream, limits)
     reporter.picture(source.picture)
-    by_scale = defaultdict(list)
-    for wanted, thumbnail in list(waiting.items()):
-        by_scale[_scale(source, thumbnail)].append(wanted)
-    for scale, names in sorted(by_scale.items(), reverse=True):
-        base = None
+    for names, make in _plan(source, waiting, limits):
+        try:
+            render_one = make()
+        except Exception as error:  # noqa: BLE001
+            for wanted in names:
+                reporter.failed(wanted, reason_of(error, limits))
+                del waiting[wanted]
+            continue
         for wanted in names:
             try:
-                thumbnail = waiting[wanted]
-                if thumbnail.animated and getattr(source.image, "is_animated", False):
-                    made = render_animation(source, thumbnail, limits)
-                else:
-                    base = base or _Base.decode(source, limits, scale)
-                    made = base.render(thumbnail, limits)
-                reporter.made(wanted, *made)
+                reporter.made(wanted, *render_one(waiting[wanted]))
             except Exception as error:  # noqa: BLE001  # one thumbnail's verdict is not another's
                 reporter.failed(wanted, reason_of(error, limits))
             del waiting[wanted]
+
+
+RenderOne = Callable[[Thumbnail], tuple[bytes, str, int, int]]
+
+
+def _plan(
+    source: Source, wanted: Mapping[str, Thumbnail], limits: Limits
+) -> Iterator[tuple[list[str], Callable[[], RenderOne]]]:
+    """Which thumbnails share which decode: names, and what decodes for them and returns what makes each."""
+    by_scale = defaultdict(list)
+    animated = []
+    for name, thumbnail in wanted.items():
+        if thumbnail.animated and source.animated:
+            animated.append(name)
+        else:
+            by_scale[_scale(source, thumbnail)].append(name)
+    for scale, names in sorted(by_scale.items(), reverse=True):
+        yield names, partial(_decode_still, source, limits, scale)
+    if animated:
+        yield animated, lambda: partial(render_animation, source, limits=limits)
 
 
 def _scale(source: Source, thumbnail: Thumbnail) -> int:
@@ -89,31 +107,32 @@ def _scale(source: Source, thumbnail: Thumbnail) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Base:
+class _Still:
     """Decoded pixels that all thumbnails of one scale are made from."""
 
     source: Source
     pixels: Image.Image
     factors: tuple[float, float]
     to_srgb: Convert
+    limits: Limits
 
-    @classmethod
-    def decode(cls, source: Source, limits: Limits, scale: int) -> _Base:
-        image, factors = decode(source, limits, scale)
-        space = colour_space(image)
-        pixels = to_resizable(image)
-        return cls(source, pixels, factors, srgb_converter(space, pixels.mode))
-
-    def render(self, thumbnail: Thumbnail, limits: Limits) -> tuple[bytes, str, int, int]:
+    def render(self, thumbnail: Thumbnail) -> tuple[bytes, str, int, int]:
         """The bytes, media type, width and height of one thumbnail."""
-        region: Region = region_of(thumbnail, self.source)
+        region = region_of(thumbnail, self.source)
         transparent = self.pixels.mode in ("La", "RGBa")
         image_format = choose_format(thumbnail, self.source.format, transparent, animated=False)
-        check_size(image_format, *region.size, limits.max_pixels)
+        check_size(image_format, *region.size, self.limits.max_pixels)
         image = self.to_srgb(resize(self.pixels, region, self.factors))
         if self.source.orientation in TRANSPOSE:
             image = image.transpose(TRANSPOSE[self.source.orientation])
         return encode(image, image_format, thumbnail), MEDIA_TYPE[image_format], *image.size
+
+
+def _decode_still(source: Source, limits: Limits, scale: int) -> RenderOne:
+    image, factors = decode(source, limits, scale)
+    space = colour_space(image)
+    pixels = to_resizable(image)
+    return _Still(source, pixels, factors, srgb_converter(space, pixels.mode), limits).render
 
 
 def reason_of(error: BaseException, limits: Limits) -> str:
