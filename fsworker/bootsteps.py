@@ -1,7 +1,7 @@
 """Parts of the running worker's main process."""
 
 # celery has no type information.
-# mypy: disable-error-code="import-untyped,misc"
+# mypy: disable-error-code="misc"
 
 from __future__ import annotations
 

@@ -5,9 +5,6 @@ decides which tasks exist in it and which queues it consumes: nothing that an ap
 because a worker that hears applications does not know the maintenance tasks.
 """
 
-# celery has no type information.
-# mypy: disable-error-code="import-untyped"
-
 from __future__ import annotations
 
 import os

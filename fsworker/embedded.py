@@ -136,7 +136,7 @@ class EmbeddedServer:
         return Child(
             "redis",
             [str(self.binary.path), *(word for name, value in flags.items() for word in (f"--{name}", value))],
-            env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 will not start where the locale is named but not installed
+            env={**os.environ, "LC_ALL": "C"},  # some servers warn, some end, where the locale named is not installed
             stop_grace_s=_STOP_GRACE_S,
             ready=self.answers,
             ready_timeout_s=ready_timeout_s,

@@ -142,7 +142,7 @@ class Geometry:
             return (max if cover else min)(self.width / width, self.height / height)
         if self.width is not None:  # ImageMagick: '100^' is the length of the shorter side
             return self.width / (min(width, height) if cover else width)
-        assert self.height is not None  # noqa: S101  # parse() lets no empty geometry through
+        assert self.height is not None  # parse() lets no empty geometry through
         return self.height / (min(width, height) if cover else height)
 
     def _size_by_area(self, width: int, height: int) -> tuple[int, int]:

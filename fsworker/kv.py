@@ -70,7 +70,7 @@ def connect(url: str) -> redis.Redis:
         )
     except ValueError as error:
         raise ConfigError(f"FSWORKER_REDIS_URL {redact_url(url)!r}: {error}") from error
-    return cast("redis.Redis", client)
+    return client
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,18 @@ class KV:
     def time_s(self) -> float:
         """Redis's own clock, in seconds since the epoch."""
         with self.errors():
-            seconds, microseconds = cast("tuple[int, int]", self._redis.time())
+            seconds, microseconds = self._redis.time()
             return seconds + microseconds / 10**6
 
     def queue_length(self, queue: str) -> int:
         """Messages that wait in a queue."""
         with self.errors():
-            return cast("int", self._redis.llen(queue))
+            return self._redis.llen(queue)
 
     def hash_length(self, key: str) -> int:
         """Fields of a hash; 0 when there is none. (Celery's unacknowledged messages are one.)"""
         with self.errors():
-            return cast("int", self._redis.hlen(key))
+            return self._redis.hlen(key)
 
     def task_meta(self, job_id: str) -> TaskMeta | None:
         """What the result backend says of a task; ``None`` when it says nothing (readable)."""

@@ -76,7 +76,7 @@ def _guess(head: bytes, min_confidence: float) -> str | None:
         return None
     for candidate in found:
         if candidate.confidence >= min_confidence and candidate.mime_type:
-            kind = candidate.mime_type.lower()
+            kind = str(candidate.mime_type).lower()
             return _CANONICAL.get(kind, kind)
     return None
 

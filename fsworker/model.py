@@ -63,7 +63,7 @@ def check_app(name: object) -> str:
     """Return ``name`` if it can name an application, else raise :class:`UploadRejectedError`."""
     if not isinstance(name, str) or not _APP.match(name):
         raise UploadRejectedError(
-            f"{shorten(name)} cannot name an application: use 1 to 32 of a-z, 0-9, '_' and '-', starting with a letter or digit"
+            f"{shorten(name)} cannot name an application: use 1 to 32 of a-z, 0-9, '_' and '-', not starting with '_' or '-'"
         )
     return name
 

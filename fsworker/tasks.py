@@ -1,7 +1,7 @@
 """The Celery tasks. Each is thin: take the arguments, call one service function, return JSON."""
 
 # celery has no type information.
-# mypy: disable-error-code="import-untyped,misc"
+# mypy: disable-error-code="misc,untyped-decorator"
 
 from __future__ import annotations
 

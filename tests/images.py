@@ -51,7 +51,9 @@ def thumbnails(
         os.close(fd)
 
 
-def thumbnail(source: bytes | Path, specification: str | Thumbnail | Mapping[str, Any], limits: Limits | None = None) -> Image.Image:
+def thumbnail(
+    source: bytes | Path, specification: str | Thumbnail | Mapping[str, Any], limits: Limits | None = None
+) -> Image.Image:
     """The one thumbnail of a picture, decoded; fails the test if there is none."""
     outcome = thumbnails(source, limits, it=specification)
     assert not outcome.failed, outcome.failed
@@ -73,12 +75,23 @@ def reason(source: bytes | Path, specification: str | Thumbnail = "100x100", lim
 def chart(width: int = 240, height: int = 160, mode: str = "RGB") -> Image.Image:
     """A picture that is no two ways round alike: four different corners, gradients, a circle, lines and a letter."""
     image = Image.new("RGB", (width, height))
-    image.paste(Image.merge("RGB", (_ramp(width, height), _ramp(height, width).transpose(Image.Transpose.ROTATE_90), Image.new("L", (width, height), 90))))
+    image.paste(
+        Image.merge(
+            "RGB",
+            (
+                _ramp(width, height),
+                _ramp(height, width).transpose(Image.Transpose.ROTATE_90),
+                Image.new("L", (width, height), 90),
+            ),
+        )
+    )
     draw = ImageDraw.Draw(image)
     side = min(width, height) // 5
     for x, y, colour in ((0, 0, "red"), (width - side, 0, "lime"), (0, height - side, "blue")):
         draw.rectangle((x, y, x + side, y + side), fill=colour)
-    draw.ellipse((width // 3, height // 4, width // 3 + side * 2, height // 4 + side * 2), fill="orange", outline="black")
+    draw.ellipse(
+        (width // 3, height // 4, width // 3 + side * 2, height // 4 + side * 2), fill="orange", outline="black"
+    )
     for step in range(5):
         draw.line((width // 2, height * step // 5, width - 1, height // 2), fill="white", width=1 + side // 12)
     if mode in ("LA", "RGBA", "PA"):

@@ -63,7 +63,9 @@ class RunningStack:
 
 
 @contextmanager
-def running_stack(directory: Path, *, apps: tuple[str, ...] = ("shop", "blog"), **settings: str) -> Iterator[RunningStack]:
+def running_stack(
+    directory: Path, *, apps: tuple[str, ...] = ("shop", "blog"), **settings: str
+) -> Iterator[RunningStack]:
     """Run ``fsworker up`` on a new (or old) store below ``directory``; ``settings`` are ``FSWORKER_…`` variables."""
     store_path = directory / "store"
     Store.create(store_path, apps=apps).close()

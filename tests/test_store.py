@@ -191,7 +191,9 @@ def test_a_duplicate_is_not_written_again(store: Store) -> None:
     assert store.path(sha1(b"same")).stat().st_ino == inode
 
 
-@pytest.mark.parametrize("name", ["", "da39", EMPTY_HASH.upper(), EMPTY_HASH + "\n", "../" * 10 + "etc/passwd", "g" * 40])
+@pytest.mark.parametrize(
+    "name", ["", "da39", EMPTY_HASH.upper(), EMPTY_HASH + "\n", "../" * 10 + "etc/passwd", "g" * 40]
+)
 def test_what_is_no_hash_reaches_no_path(store: Store, name: str) -> None:
     assert name not in store
     actions: list[Callable[[str], object]] = [store.path, store.open, store.internal_uri]

@@ -18,7 +18,9 @@ WORKER, READER, STRANGER, WRITER = 41001, 41002, 41003, 41004
 STORE_GROUP, OTHER_GROUP, SHOP_GROUP = 42001, 42002, 42003
 
 
-def as_user(uid: int, gid: int, function: Callable[[], Any], *, groups: tuple[int, ...] = (), umask: int = 0o077) -> Any:
+def as_user(
+    uid: int, gid: int, function: Callable[[], Any], *, groups: tuple[int, ...] = (), umask: int = 0o077
+) -> Any:
     """What ``function`` returns, or raises, in a process of that user, primary group and supplementary groups."""
     read_fd, write_fd = os.pipe()
     pid = os.fork()

@@ -27,7 +27,9 @@ def main() -> int:
         return fail("fsworker works on Linux only")
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        return fail(f"this Python has no ensurepip; install it, on Debian and Ubuntu with: apt-get install python{version}-venv")
+        return fail(
+            f"this Python has no ensurepip; install it, on Debian and Ubuntu with: apt-get install python{version}-venv"
+        )
     with (ROOT / f".{directory.name.strip('.')}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return make(directory, extras)
@@ -40,13 +42,19 @@ def make(directory: Path, extras: str) -> int:
     stamp = directory / f"installed-{extras.replace(',', '-')}"
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return 0
-    print(f"Making {directory.name} with {sys.executable} and installing fsworker[{extras}] …", file=sys.stderr, flush=True)
+    print(
+        f"Making {directory.name} with {sys.executable} and installing fsworker[{extras}] …",
+        file=sys.stderr,
+        flush=True,
+    )
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{ROOT}[{extras}]"]
     code = subprocess.run(install, check=False).returncode
     if code != 0:
-        return fail("pip could not install the dependencies (see above); is there a network, or an index to install from?")
+        return fail(
+            "pip could not install the dependencies (see above); is there a network, or an index to install from?"
+        )
     stamp.write_text(wanted)
     return 0
 

@@ -25,7 +25,7 @@ from fsworker.handle import StoreHandle, group_name, user_name
 from fsworker.layout import GROUP_WRITES, SPOOL
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """``90s``, ``24h``, ``30d``."""
 
     name = "duration"

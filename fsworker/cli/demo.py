@@ -110,9 +110,9 @@ def check(store: Store, photographs: dict[str, Path], finished: list[Finished]) 
                 problems.append(f"{item.file}: {name} is not in the store")
             elif _sha1(store.path(name)) != name:
                 problems.append(f"{item.file}: stored file {name} does not hash to its name")
-        for name, thumbnail in result.thumbnails.items():
+        for label, thumbnail in result.thumbnails.items():
             if thumbnail.hash in store and not is_upright(photographs[item.file], store.path(thumbnail.hash)):
-                problems.append(f"{item.file}: thumbnail {name} is not upright")
+                problems.append(f"{item.file}: thumbnail {label} is not upright")
         if result.duplicate != (item.file == "people-again.jpg"):
             problems.append(f"{item.file}: reported as {'duplicate' if result.duplicate else 'new'}")
     return problems
