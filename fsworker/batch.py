@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from fsworker import durable
@@ -154,6 +155,7 @@ class Batch:
 
     def _drop(self) -> None:
         for candidate in self._staged.values():
-            candidate.close()
+            with suppress(OSError):  # the bytes have been synced, or are not wanted: closing has nothing to tell
+                candidate.close()
         self._staged.clear()
         self._dirty = False

@@ -134,7 +134,8 @@ def _schedule(settings: Settings, names: Names) -> dict[str, Any]:
         name.removeprefix(f"{TASK_PREFIX}."): {
             "task": name,
             "schedule": every_s,
-            "options": {"queue": queue_named(names.maintenance_queue), "expires": every_s},
+            # The limits are the worker's; beat, which knows the task, would put them into the message.
+            "options": {"queue": queue_named(names.maintenance_queue), "expires": every_s, "time_limit": None},
         }
         for name, every_s in entries.items()
         if every_s is not None

@@ -56,7 +56,7 @@ def format_duration(seconds: float) -> str:
         size = _SECONDS[unit]
         if seconds >= size and seconds % size == 0:
             return f"{int(seconds / size)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"  # not :g, which writes 1e+06
 
 
 def _parse_number(text: object) -> object:

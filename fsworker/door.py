@@ -29,6 +29,7 @@ class Door:
         self.on_refused: OnRefused = lambda _refused, _queue: None
         self.counts: Counter[tuple[str, str]] = Counter()
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
+        self._callback_failed_s = -_BURST_S
 
     def admit(self, raw: bytes, queue: str) -> dict[str, Any] | None:
         """Judge one message of ``queue``: its rebuilt form, or ``None`` after it was counted and reported."""
@@ -49,7 +50,9 @@ class Door:
         try:
             self.on_refused(refused, queue)
         except Exception:  # noqa: BLE001 - recorded in the log; the worker must go on
-            _log.exception("Reporting a refused message of queue %s failed; the worker goes on", queue)
+            if time.monotonic() - self._callback_failed_s >= _BURST_S:
+                self._callback_failed_s = time.monotonic()
+                _log.exception("Reporting a refused message of queue %s failed; the worker goes on", queue)
 
     def _log_once_in_a_burst(self, refused: Refused, queue: str) -> None:
         key = queue, refused.reason

@@ -131,9 +131,17 @@ class ObjectStore(Stager):
             self.materialise(candidate, sync=sync)
             if self.publish(candidate.hash, candidate.file, sync=sync):
                 return Stored(candidate.hash, candidate.size_bytes, duplicate=False)
+            self._refuse_stray(candidate.hash)
         raise StoreUnavailableError(
             f"{candidate.hash} appeared and vanished {_MAX_RACES} times in {self.root}; try again"
         )
+
+    def _refuse_stray(self, name: Hash) -> None:
+        """Whoever finds a name taken that cannot be opened as a stored file must not look for ever."""
+        if self.status(name) is None and os.path.lexists(self.location(name)):
+            raise StoreUnavailableError(
+                f"{self.location(name)} is in the way: it is not a file. Run: fsworker verify --repair {name}"
+            )
 
     def try_duplicate(self, candidate: Candidate, *, sync: bool) -> bool | None:
         """Try to serve a candidate by the stored file of its name.

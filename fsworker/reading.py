@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -100,11 +101,20 @@ class ObjectReader(StoreHandle):
             os.close(fd)
 
     def _try_open(self, name: Hash) -> int | None:
+        """Open a stored file. ``None`` when there is none, or when what is there is no regular file."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return os.open(layout.data_name(name), flags, dir_fd=self.fd)
+            fd = os.open(layout.data_name(name), flags, dir_fd=self.fd)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a symbolic link
+                return None
+            raise
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        return None
 
 
 def _is_pair(name: str) -> bool:

@@ -31,6 +31,8 @@ _QUIET_AFTER_S = 5.0
 """A request this old, with nothing in the queue and nothing unacknowledged, has lost its message."""
 _ABANDONED_AFTER_S = 24 * 3600.0
 """An upload that nobody has written to for so long, and was never committed, is given up."""
+_LITTER_AFTER_S = 600.0
+"""A small file that has been on its way to its name for so long belongs to a process that was killed."""
 _MAX_RUNG = 1000
 _MAX_BACKLOG = 1000
 """While more messages than this wait, nothing is added to them: what waits in the spool loses nothing."""
@@ -101,11 +103,13 @@ class _Sweep:
                 continue
             if entry.kind == "json":
                 self._request(entry, age_s)
-            elif (entry.kind == "done" and age_s > self._settings.result_retention) or (
-                entry.kind in ("part", "new") and age_s > _ABANDONED_AFTER_S
-            ):
+            elif age_s > self._lifetime_s(entry):
                 self._spool.remove(entry.name)
                 self._report.expired += 1
+
+    def _lifetime_s(self, entry: Entry) -> float:
+        lifetimes = {"done": self._settings.result_retention, "part": _ABANDONED_AFTER_S, "new": _LITTER_AFTER_S}
+        return lifetimes.get(entry.kind, float("inf"))
 
     def _age_s(self, name: str) -> float | None:
         """Since the last change of the inode: nobody can set that back. ``None``: gone, or no regular file."""

@@ -163,7 +163,7 @@ def read_report(report: MemoryFile, output: MemoryFile, asked: frozenset[str]) -
     result = Report()
     for line in report.read(_MAX_REPORT_BYTES, 0).splitlines():
         try:
-            _take(json.loads(line), result, output, asked)
+            _take(dict(json.loads(line)), result, output, asked)
         except (ValueError, TypeError, KeyError, RecursionError):
             break
     return result

@@ -105,16 +105,9 @@ def judge(scenario: Scenario, outcome: tracer.Outcome, call: tracer.Call, code: 
     if outcome.error is None:
         # Python itself repeats an interrupted call (PEP 475); that is no failed sync
         assert call.name not in SYNCS or code == errno.EINTR, f"{where} was swallowed"
-    elif call.name == "write" and isinstance(outcome.error, OSError):
-        return  # the scenario's own write into a temp directory, or its acknowledgement
-    else:
-        expected = (FSWorkerError, scenario.raises) if isinstance(scenario.raises, type) else FSWorkerError
-        assert isinstance(outcome.error, expected) or not call_of_store(outcome), f"{where}: {outcome.error!r}"
-
-
-def call_of_store(outcome: tracer.Outcome) -> bool:
-    """False for an ``OSError`` of the scenario's own code: its ``open`` and ``write`` inside a temp directory."""
-    return not isinstance(outcome.error, OSError)
+    elif not (isinstance(outcome.error, OSError) and (scenario.own_calls or call.name == "write")):
+        # (the last write is the acknowledgement, the scenario's own)
+        assert isinstance(outcome.error, (FSWorkerError, *scenario.raises)), f"{where}: {outcome.error!r}"
 
 
 def test_children_are_reaped_and_descriptors_closed(tmp_path: Path) -> None:

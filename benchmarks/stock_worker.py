@@ -1,0 +1,66 @@
+"""The negative control: what the hostile corpus does to a stock Celery worker. Run ``python benchmarks/stock_worker.py``.
+
+One message at a time, each followed by a good one. Prints how many stopped the worker (it ended), made it deaf (the good
+one did not come through in time) or ran, by family. Takes some minutes. ``--judged`` runs the same with the judge.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+
+import hostile_messages  # noqa: E402 - lies beside the tests
+from live_worker import Server, Worker  # noqa: E402
+from processes import eventually  # noqa: E402
+
+PATIENCE_S = 4.0
+
+
+def main() -> None:
+    """Measure and print."""
+    judged = "--judged" in sys.argv
+    fates: dict[str, Counter[str]] = defaultdict(Counter)
+    with tempfile.TemporaryDirectory() as name:
+        server = Server(Path(name) / "redis")
+        worker = None
+        for number, case in enumerate(hostile_messages.refused()):
+            if worker is None:
+                server.redis.flushall()
+                directory = Path(name) / str(number)
+                directory.mkdir()
+                worker = Worker(server, directory, JUDGED_STOCK="0" if judged else "1").await_ready()
+            fate = try_one(server, worker, case.raw, f"shop.good-{number:08d}")
+            fates[case.family][fate] += 1
+            if fate in ("stopped", "deaf"):
+                worker.kill()
+                worker = None
+        if worker is not None:
+            worker.kill()
+        server.stop()
+    total = sum(fates.values(), Counter())
+    for family, counts in [*fates.items(), ("all", total)]:
+        print(f"{family:20}", "  ".join(f"{fate} {counts[fate]:>3}" for fate in ("stopped", "deaf", "ran", "nothing")))
+
+
+def try_one(server: Server, worker: Worker, raw: bytes, good_id: str) -> str:
+    """What became of the worker."""
+    lines = len(worker.lines)
+    server.redis.lpush(hostile_messages.QUEUE, raw)
+    begin_s = time.monotonic()
+    server.redis.lpush(hostile_messages.QUEUE, hostile_messages.plain_bytes(good_id))
+    came_through = eventually(lambda: worker.ends[good_id] or not worker.is_alive(), PATIENCE_S)
+    if not worker.is_alive() or not eventually(worker.is_alive, 0.0):
+        return "stopped"
+    if not came_through and time.monotonic() - begin_s >= PATIENCE_S:
+        return "deaf"
+    started = [line.split()[1] for line in worker.lines[lines:] if line.startswith(("start ", "COLLECTED"))]
+    return "ran" if set(started) - {good_id} else "nothing"
+
+
+if __name__ == "__main__":
+    main()
