@@ -98,12 +98,13 @@ def keep_rejected(
     taken = taken_name(job_id)
     if not spool.exists(taken):
         return None
+    name = f"upload-{upload}" if upload == errordir.REASON_FILE else upload
     try:
         with errordir.new_entry(
             handle, errordir.REJECTED, message, app=spool.app, job_id=job_id, upload=upload, request=request
         ) as (stamp, entry_fd):
-            os.rename(taken, upload, src_dir_fd=spool.fd, dst_dir_fd=entry_fd)
+            os.rename(taken, name, src_dir_fd=spool.fd, dst_dir_fd=entry_fd)
     except OSError as error:
         log.error("job %s: its upload stays in the spool as %s, it cannot be moved to Error/: %s", job_id, taken, error)
         return str(spool.path / taken)
-    return f"{layout.ERROR}/{stamp}/{upload}"
+    return f"{layout.ERROR}/{stamp}/{name}"

@@ -48,12 +48,12 @@ class Job:
         outcome = self._spool.read_outcome(self.id)
         if outcome is not None:
             return outcome.state
-        meta = self._meta()
-        if meta is not None and meta.status in ("SUCCESS", "FAILURE"):
+        meta, unfinished = self._meta(), self._unfinished()
+        if meta is not None and meta.status in ("SUCCESS", "FAILURE") and not unfinished:
             return "done" if meta.status == "SUCCESS" else "failed"
         if (meta is not None and meta.status in ("PROGRESS", "STARTED")) or self._spool.exists(taken_name(self.id)):
             return "running"
-        return "queued" if self._spool.exists(request_name(self.id)) else "unknown"
+        return "queued" if unfinished else "unknown"
 
     @property
     def progress(self) -> float:
@@ -106,12 +106,18 @@ class Job:
             if outcome.error is not None:
                 raise error_of(outcome.error)
             return outcome.parsed()
+        if self._unfinished():
+            return None  # what Redis says of its end is from before it was tried again
         meta = self._meta()
         if meta is None or meta.status not in ("SUCCESS", "FAILURE"):
             return None
         if meta.status == "FAILURE":
             raise error_of(failure_of_meta(meta))
         return result_of_meta(meta.result)
+
+    def _unfinished(self) -> bool:
+        """Whether the request is there: it is removed last, after the outcome was written."""
+        return self._spool.exists(request_name(self.id))
 
     def _meta(self) -> TaskMeta | None:
         """What Redis says; ``None`` when it is away (and then it is not asked again for a while)."""

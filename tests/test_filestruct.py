@@ -10,7 +10,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,16 +101,30 @@ def test_errors_are_one_family(database: Path) -> None:
     assert issubclass(FileStruct.ConfigError, FileStruct.Error)
 
 
-def set_up_user(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, value: object) -> None:
-    monkeypatch.setattr(module, name, lambda *_: value)
-
-
 def test_a_user_or_group_without_a_name_is_refused(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("geteuid", "getegid"):
         with monkeypatch.context() as patch:
-            set_up_user(patch, os, name, 3_999_999_999 - 7)
+            patch.setattr(os, name, lambda: 3_999_999_992)
             with pytest.raises(FileStruct.ConfigError):
                 FileStruct.Client(str(database))
+
+
+def test_the_directorys_group_decides_and_its_owner_does_not(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {os.getegid(), *os.getgroups(), pwd.getpwuid(os.geteuid()).pw_gid}
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    foreign = next(g.gr_gid for g in grp.getgrall() if g.gr_gid not in ours and me not in g.gr_mem)
+    real = os.stat(database)
+
+    def pretend(**changed: int) -> None:
+        fields = {name: getattr(real, name) for name in dir(real) if name.startswith("st_")}
+        monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(**(fields | changed)))
+
+    pretend(st_uid=12345)
+    FileStruct.Client(str(database))
+    for gid in (foreign, 3_999_999_992):
+        pretend(st_gid=gid)
+        with pytest.raises(FileStruct.ConfigError):
+            FileStruct.Client(str(database))
 
 
 @needs_root

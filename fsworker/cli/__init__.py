@@ -10,6 +10,7 @@ import click
 import fsworker
 from fsworker.cli.apps import app_group, init
 from fsworker.cli.demo import demo
+from fsworker.cli.errors import error_group
 from fsworker.cli.ingest import ingest
 from fsworker.cli.run import beat, up, worker
 from fsworker.cli.stats import stats
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for _command in (init, app_group, up, demo, worker, beat, ingest, stats):
+for _command in (init, app_group, up, demo, worker, beat, ingest, error_group, stats):
     cli.add_command(_command)
 
 

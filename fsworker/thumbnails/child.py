@@ -21,7 +21,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from fsworker.specification import Thumbnail
-from fsworker.thumbnails.limits import Limits, confine
+from fsworker.thumbnails.limits import Limits, address_space_bytes, confine
 from fsworker.thumbnails.outcome import MemoryFile, Report, Reporter, read_report
 
 Engine = Callable[[int, Mapping[str, Thumbnail], Limits, Reporter], None]
@@ -53,7 +53,7 @@ def run_limited(
 def _run(
     engine: Engine, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, report_fd: int, output_fd: int
 ) -> tuple[int | None, bool]:
-    parent = os.getpid()
+    parent, space_bytes = os.getpid(), address_space_bytes()
     # No handler of the worker may run, and raise, in the child before it has put them all aside.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -63,7 +63,14 @@ def _run(
         raise
     if child == 0:
         keep = frozenset((fd, report_fd, output_fd))
-        _child(engine, fd, specifications, limits, Reporter(report_fd, output_fd), keep, parent)
+        _child(
+            engine,
+            fd,
+            specifications,
+            limits,
+            Reporter(report_fd, output_fd),
+            lambda: confine(limits, keep, parent, space_bytes),
+        )
     finished = False
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -82,14 +89,13 @@ def _child(
     specifications: Mapping[str, Thumbnail],
     limits: Limits,
     reporter: Reporter,
-    keep: frozenset[int],
-    parent: int,
+    confine_itself: Callable[[], None],
 ) -> None:
     """Run in the child; never returns."""
     code = _FAILED
     try:
         gc.disable()  # a collection would touch, and so copy, the pages that are shared with the parent
-        confine(limits, keep, parent)
+        confine_itself()
         engine(fd, specifications, limits, reporter)
         code = 0
     except MemoryError:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # no stuffing, fill or restart; linear in time
 _START_OF_FRAME = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE, _TEMPORARY = 0xDA, 0xD9, 0x01
 _CHUNK_BYTES = 2**16
 
 
@@ -39,6 +39,8 @@ def count_scans(stream: BinaryIO, limit: int) -> Scans:
     stream.seek(2)
     progressive, components, count = False, 0, 0
     while (marker := _next_marker(stream)) not in (None, _END_OF_IMAGE):
+        if marker == _TEMPORARY:  # the one other marker that has no segment
+            continue
         body = _segment(stream)
         if marker in _START_OF_FRAME and len(body) > 5:
             progressive, components = marker in _PROGRESSIVE, body[5]

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture that came to Linux before 2021
+_LAST_DESCRIPTOR = 2**31 - 1
+_SYS_CLOSE_RANGE = 436  # these have the same number on every architecture
+_SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 
@@ -50,11 +52,11 @@ class Limits:
         return max(1, math.ceil(self.cpu_s))
 
 
-def confine(limits: Limits, keep: frozenset[int], parent: int) -> None:
+def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int) -> None:
     """Take from this newly forked, single-threaded process all that decoding does not need.
 
-    ``keep`` are the descriptors that stay open, beside 0, 1 and 2, which become ``/dev/null``. Afterwards no descriptor
-    can be made at all: no file, no socket, no pipe. Where the kernel has Landlock, the process can also change no
+    ``keep`` are the descriptors that stay open, beside 0, 1 and 2, which become ``/dev/null``; ``parent`` is the process
+    it came from, and ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made at all: no file, no socket, no pipe. Where the kernel has Landlock, the process can also change no
     directory (a file can be unlinked without a descriptor) and signal no other process.
     """
     _default_signals()
@@ -63,8 +65,7 @@ def confine(limits: Limits, keep: frozenset[int], parent: int) -> None:
         os._exit(1)
     _volunteer_for_the_oom_killer()
     _close_descriptors(keep)
-    space = _address_space_bytes() + limits.memory_bytes
-    _lower(resource.RLIMIT_AS, space, space)
+    _lower(resource.RLIMIT_AS, space_bytes + limits.memory_bytes, space_bytes + limits.memory_bytes)
     # The soft limit ends the process by SIGXCPU, which names the cause; the hard one is for whoever ignores that.
     _lower(resource.RLIMIT_CPU, limits.cpu_whole_s, limits.cpu_whole_s + 1)
     _lower(resource.RLIMIT_FSIZE, limits.output_bytes, limits.output_bytes)
@@ -103,16 +104,27 @@ def _close_descriptors(keep: frozenset[int]) -> None:
     for descriptor in (0, 1, 2):
         if descriptor not in keep:
             os.dup2(null, descriptor)
+    first = 3
+    for kept in (*sorted(descriptor for descriptor in keep if descriptor > 2), _LAST_DESCRIPTOR + 1):
+        if first < kept and _libc.syscall(_SYS_CLOSE_RANGE, first, ctypes.c_uint(kept - 1), 0) != 0:
+            _close_one_by_one(first, kept)  # before Linux 5.9
+        first = kept + 1
+
+
+def _close_one_by_one(first: int, end: int) -> None:
     for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
-        if descriptor > 2 and descriptor not in keep:
+        if first <= int(name) < end:
             with contextlib.suppress(OSError):  # the listing's own descriptor
-                os.close(descriptor)
+                os.close(int(name))
 
 
-def _address_space_bytes() -> int:
-    with open("/proc/self/statm", "rb") as stream:
-        return int(stream.read().split()[0]) * resource.getpagesize()
+def address_space_bytes() -> int:
+    """How much address space this process has; ask it before a fork, when it costs the child nothing."""
+    descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(descriptor, 100).split()[0]) * resource.getpagesize()
+    finally:
+        os.close(descriptor)
 
 
 def _lower(kind: int, soft: int, hard: int) -> None:

@@ -1,0 +1,80 @@
+"""``fsworker error``: what was refused or found broken, and what to do with it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from fsworker import errordir
+from fsworker.cli.common import json_option, open_store, print_json, reporting, settings_for, stdout, store_option
+from fsworker.errordir import ErrorEntry
+from fsworker.layout import stamp_time
+from fsworker.rejected import discard, retry
+
+
+@click.group("error")
+def error_group() -> None:
+    """List, retry or discard what lies under Error/."""
+
+
+@error_group.command("list")
+@store_option
+@json_option
+@reporting
+def error_list(store: Path | None, as_json: bool) -> None:
+    """List everything under Error/, oldest first, with the reason."""
+    with open_store(settings_for(store)) as handle:
+        entries = list(errordir.entries(handle))
+    if as_json:
+        print_json({"entries": [_as_json(entry) for entry in entries]})
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("Stamp", "Kind", "Application", "Reason"):
+        table.add_column(column, overflow="fold", no_wrap=column == "Stamp")
+    for entry in entries:
+        reason = entry.reason
+        table.add_row(
+            entry.stamp, entry.kind, str(reason.get("app", "–")), str(reason.get("message", ", ".join(entry.files)))
+        )
+    out = stdout()
+    out.print(table if entries else "Error/ is empty.")
+
+
+@error_group.command("retry")
+@click.argument("stamps", nargs=-1, required=True)
+@store_option
+@reporting
+def error_retry(stamps: tuple[str, ...], store: Path | None) -> None:
+    """Put refused uploads back into their spool, under their old job ids; the next sweep rings for them."""
+    with open_store(settings_for(store)) as handle:
+        for stamp in stamps:
+            job_id = retry(handle, stamp)
+            click.echo(f"{stamp}: job {job_id} is queued again")
+
+
+@error_group.command("discard")
+@click.argument("stamps", nargs=-1, required=True)
+@store_option
+@click.confirmation_option(prompt="Delete these entries for good?")
+@reporting
+def error_discard(stamps: tuple[str, ...], store: Path | None) -> None:
+    """Delete entries for good."""
+    with open_store(settings_for(store)) as handle:
+        for stamp in stamps:
+            discard(handle, stamp)
+            click.echo(f"{stamp}: deleted")
+
+
+def _as_json(entry: ErrorEntry) -> dict[str, Any]:
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(stamp_time(entry.stamp)))
+    return {
+        "stamp": entry.stamp,
+        "time": when,
+        "kind": entry.kind,
+        "files": list(entry.files),
+        "reason": dict(entry.reason),
+    }

@@ -1,0 +1,287 @@
+"""The command line: what a person types, sees and gets wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from stacks import RunningStack, running_stack
+
+from fsworker.errors import UploadRejectedError
+from fsworker.store import Store
+
+ROOT = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not ROOT, reason="CI-may-skip: needs root, to become other users")
+NOBODY = 65534
+
+
+def fsworker(*arguments: object, check: int | None = 0, env: dict[str, str] | None = None, **options):  # type: ignore[no-untyped-def]
+    """Run the command; its exit code must be ``check``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fsworker", *map(str, arguments)],
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        **options,
+    )
+    assert check is None or done.returncode == check, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    """A new store with the application ``shop``."""
+    Store.create(tmp_path / "store", apps=["shop"]).close()
+    return tmp_path / "store"
+
+
+def no_redis(tmp_path: Path) -> dict[str, str]:
+    """Settings that point at a server that is not there."""
+    return {"FSWORKER_REDIS_URL": f"redis+socket://{tmp_path}/nothing.sock?virtual_host=0"}
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["init"],
+        ["up"],
+        ["worker"],
+        ["beat"],
+        ["ingest"],
+        ["demo"],
+        ["stats"],
+        ["app"],
+        ["app", "add"],
+        ["error", "retry"],
+    ],
+)
+def test_help_reads_well(command: list[str]) -> None:
+    text = fsworker(*command, "--help").stdout
+    assert text.startswith("Usage: fsworker")
+    assert max(map(len, text.splitlines())) <= 110
+    assert ":class:" not in text
+
+
+# init and app
+
+
+def test_init_makes_a_store_and_says_what_is_next(tmp_path: Path) -> None:
+    path = tmp_path / "files"
+    done = fsworker("init", path, "--app", "shop", "--app", "blog", "--grace", "12h")
+    assert f"fsworker up {path}" in done.stdout
+    config = json.loads((path / "FileStruct.json").read_text())
+    assert (config["Version"], sorted(config["Apps"]), config["Grace"]) == (1, ["blog", "shop"], "12h")
+    tree = json.loads(fsworker("init", path, "--app", "wiki", "--json").stdout)
+    assert sorted(tree["apps"]) == ["blog", "shop", "wiki"]
+    assert tree["id"] == config["Id"]
+    assert tree["grace"] == "12h"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--app", "Not An App"], "cannot name an application"),
+        (["--app", "shop:no-such-group"], "groupadd no-such-group"),
+        (["--app", "shop", "--grace", "soon"], "is not a duration"),
+        ([], "--app"),
+    ],
+)
+def test_init_refuses_nonsense(arguments: list[str], said: str, tmp_path: Path) -> None:
+    assert said in fsworker("init", tmp_path / "new", *arguments, check=2).stderr
+
+
+def test_init_refuses_a_directory_with_other_things_in_it(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    assert "not empty and not a store" in fsworker("init", tmp_path, "--app", "shop", check=2).stderr
+    assert sorted(os.listdir(tmp_path)) == ["thesis.tex"]
+
+
+def test_app_add_and_list(store_path: Path) -> None:
+    fsworker("app", "add", "blog", "--store", store_path)
+    tree = json.loads(fsworker("app", "list", "--store", store_path, "--json").stdout)
+    assert tree["apps"]["blog"]["spool"] == str(store_path / "Spool" / "blog")
+    assert (store_path / "Spool" / "blog").is_dir()
+
+
+@needs_root
+def test_init_for_another_owner(tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o755)
+    for parent in tmp_path.parents:
+        if parent.name.startswith("pytest-"):
+            os.chmod(parent, 0o755)
+    path = tmp_path / "files"
+    fsworker("init", path, "--app", "shop", "--owner", "nobody")
+    assert {os.stat(path / name).st_uid for name in os.listdir(path)} == {NOBODY}
+
+
+# What may be wrong
+
+
+def test_no_store(tmp_path: Path) -> None:
+    for command in (["worker"], ["up"], ["beat"], ["stats"]):
+        assert "FSWORKER_STORE" in fsworker(*command, check=2).stderr
+        message = fsworker(*command, *([] if command == ["up"] else ["--store"]), tmp_path, check=2).stderr
+        assert "has no FileStruct.json" in message
+        assert "fsworker init" in message
+
+
+def test_unknown_setting_is_refused(store_path: Path) -> None:
+    done = fsworker("stats", "--store", store_path, check=2, env={"FSWORKER_GRAEC": "24h"})
+    assert "unknown setting FSWORKER_GRAEC; did you mean grace" in done.stderr
+
+
+def test_unreachable_redis(store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    done = fsworker(
+        "ingest", tmp_path / "a.txt", "--app", "shop", "--store", store_path, check=1, env=no_redis(tmp_path)
+    )
+    assert "does not answer" in done.stderr
+    assert "FSWORKER_REDIS_URL" in done.stderr
+    assert "does not answer" in fsworker("stats", "--store", store_path, check=1, env=no_redis(tmp_path)).stderr
+
+
+def test_no_redis_at_all(store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    done = fsworker("ingest", tmp_path / "a.txt", "--app", "shop", "--store", store_path, check=2)
+    assert "no 'fsworker up' runs for this store" in done.stderr
+
+
+def test_a_password_is_never_shown(store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    secret = {"FSWORKER_REDIS_URL": "redis://user:s3cret@127.0.0.1:1/0"}
+    done = fsworker("ingest", tmp_path / "a.txt", "--app", "shop", "--store", store_path, check=1, env=secret)
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "***" in done.stderr
+
+
+def test_wrong_redis_url(store_path: Path) -> None:
+    done = fsworker("stats", "--store", store_path, check=2, env={"FSWORKER_REDIS_URL": "amqp://localhost"})
+    assert "is not a Redis URL" in done.stderr
+
+
+def test_unknown_application(store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    done = fsworker(
+        "ingest", tmp_path / "a.txt", "--app", "nope", "--store", store_path, check=2, env=no_redis(tmp_path)
+    )
+    assert "fsworker app add nope" in done.stderr
+
+
+def test_file_that_is_not_there(store_path: Path) -> None:
+    assert "does not exist" in fsworker("ingest", "/no/such", "--app", "shop", "--store", store_path, check=2).stderr
+
+
+@needs_root
+@pytest.mark.parametrize("command", [["worker"], ["up"]])
+def test_a_worker_without_write_permission(command: list[str], store_path: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, *tmp_path.parents):
+        if path.name.startswith(("pytest-", "test_")) or path == tmp_path:
+            os.chmod(path, 0o755)
+    os.chmod(store_path, 0o755)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            _AS_NOBODY,
+            *command,
+            *([str(store_path)] if command == ["up"] else ["--store", str(store_path)]),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "FSWORKER_STATE_DIR": "/tmp", "HOME": "/tmp"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "nobody cannot write to" in done.stderr
+    assert "chown -R nobody" in done.stderr
+
+
+# The interpreter may lie where only root gets, so everything is loaded before the user changes.
+_AS_NOBODY = """
+import os, sys
+from fsworker.cli import cli, main
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+main()
+"""
+
+
+# With a running stack
+
+
+def test_ingest_prints_hashes(stack: RunningStack, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("from the command line")
+    environment = {**stack.environment, "FSWORKER_STORE": str(stack.store_path)}
+    done = fsworker("ingest", tmp_path / "note.txt", "--app", "shop", env=environment)
+    name = hashlib.sha1(b"from the command line").hexdigest()
+    assert name in done.stdout
+    tree = json.loads(fsworker("ingest", tmp_path / "note.txt", "--app", "shop", "--json", env=environment).stdout)
+    (item,) = tree["results"]
+    assert (item["state"], item["result"]["hash"], item["result"]["duplicate"]) == ("done", name, True)
+
+
+def test_ingest_exits_1_when_a_thumbnail_fails(stack: RunningStack, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("no picture")
+    environment = {**stack.environment, "FSWORKER_STORE": str(stack.store_path)}
+    arguments = [tmp_path / "note.txt", "--app", "shop", "--thumbnail", "small=100x100"]
+    done = fsworker("ingest", *arguments, check=1, env=environment)
+    assert "thumbnail small:" in done.stderr
+    wrong = fsworker("ingest", *arguments[:-1], "small=huge", check=1, env=environment)
+    assert "'huge' is not" in wrong.stderr
+    assert "NAME=SPEC" in fsworker("ingest", *arguments[:-1], "100x100", check=2, env=environment).stderr
+
+
+def test_stats_says_where_redis_is(stack: RunningStack) -> None:
+    tree = json.loads(fsworker("stats", "--json", "--store", stack.store_path, env=stack.environment).stdout)
+    assert tree["redis_url"] == stack.redis_url
+    assert tree["store"] == str(stack.store_path)
+    assert set(tree["queues"]) == {"fsworker.maintenance", "fsworker.ingest.shop", "fsworker.ingest.blog"}
+
+
+def test_a_second_up_on_the_same_store_is_refused(stack: RunningStack) -> None:
+    done = fsworker("up", stack.store_path, check=2, env=stack.environment)
+    assert "another 'fsworker up' runs for this store" in done.stderr
+
+
+def test_refused_uploads_are_listed_retried_and_discarded(tmp_path: Path) -> None:
+    with running_stack(tmp_path, max_bytes="3") as stack:
+        jobs = [stack.client().ingest(data) for data in (b"six by", b"other")]
+        for job in jobs:
+            with pytest.raises(UploadRejectedError, match="more than the 3 allowed"):
+                job.get()
+    path = stack.store_path
+    entries = json.loads(fsworker("error", "list", "--json", "--store", path).stdout)["entries"]
+    stamps = {entry["reason"]["job_id"]: entry["stamp"] for entry in entries}
+    assert {entry["kind"] for entry in entries} == {"rejected"}
+    fsworker("error", "discard", "--yes", stamps[jobs[1].id], "--store", path)
+    assert "no entry" in fsworker("error", "discard", "--yes", stamps[jobs[1].id], "--store", path, check=1).stderr
+    assert jobs[0].id in fsworker("error", "retry", stamps[jobs[0].id], "--store", path).stdout
+    assert "Error/ is empty" in fsworker("error", "list", "--store", path).stdout
+    with running_stack(tmp_path) as stack:  # the operator has raised the limit
+        job = stack.client().job(jobs[0].id)
+        assert job.get().hash == hashlib.sha1(b"six by").hexdigest()
+
+
+def test_an_upload_named_like_our_reason_does_not_replace_it(tmp_path: Path) -> None:
+    with running_stack(tmp_path) as stack:
+        (stack.spool() / "Reason.json").write_bytes(b'{"kind": "retained"}')
+        producer = Celery(broker=stack.redis_url, backend=stack.redis_url)
+        kwargs = {"upload": "Reason.json", "max_bytes": 1}
+        answer = producer.send_task("fsworker.ingest", kwargs=kwargs, queue="fsworker.ingest.shop", task_id="shop.00000000")
+        with pytest.raises(Exception, match="more than the 1 allowed"):
+            answer.get(timeout=30)
+    (entry,) = json.loads(fsworker("error", "list", "--json", "--store", stack.store_path).stdout)["entries"]
+    assert (entry["kind"], entry["files"]) == ("rejected", ["upload-Reason.json"])

@@ -1,0 +1,223 @@
+"""Thumbnails can be made wherever a worker runs: in pool processes, in threads, again and again, and by strangers' bytes."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from images import CORPUS, chart, encoded, thumbnails
+
+from fsworker.specification import Thumbnail
+from fsworker.thumbnails import Limits, PictureOutcome, make_thumbnails
+from fsworker.thumbnails.child import run_limited
+
+FUZZED = 250
+"""Mutated pictures in a normal run; the long one is ``benchmarks/fuzz_thumbnails.py``."""
+
+
+def _open_descriptors() -> list[str]:
+    gc.collect()
+    return sorted(os.listdir("/proc/self/fd"), key=int)
+
+
+def _bytes_of(outcome: PictureOutcome) -> dict[str, bytes]:
+    return {name: made.read() for name, made in outcome.made.items()}
+
+
+class TestProcesses:
+    """Where the caller is a process of Celery's pool."""
+
+    def test_in_a_daemonic_process(self) -> None:
+        def work(connection: Connection) -> None:
+            connection.send(_bytes_of(thumbnails(encoded(chart(), "JPEG"), a="50x")))
+
+        context = multiprocessing.get_context("fork")
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(sending,), daemon=True)
+        process.start()
+        assert receiving.poll(30)
+        assert receiving.recv() == _bytes_of(thumbnails(encoded(chart(), "JPEG"), a="50x"))
+        process.join(10)
+        assert process.exitcode == 0
+
+    def test_with_children_reaped_by_the_kernel(self) -> None:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            assert thumbnails(encoded(chart(), "JPEG"), a="50x").failed == {}
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def test_a_time_limit_raised_into_the_waiting_leaves_no_process(self) -> None:
+        class SoftLimitError(Exception):
+            pass
+
+        def on_alarm(*_: object) -> None:
+            raise SoftLimitError
+
+        before = signal.signal(signal.SIGALRM, on_alarm)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(SoftLimitError):
+                run_limited(lambda *_: time.sleep(60), 0, {}, Limits())
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+    def test_signals_that_come_while_forking_stay_the_parents(self) -> None:
+        seen: list[int] = []
+        before = signal.signal(signal.SIGALRM, lambda *_: seen.append(os.getpid()))
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        try:
+            for _ in range(10):
+                assert thumbnails(encoded(chart(), "JPEG"), a="50x").failed == {}
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert set(seen) == {os.getpid()}
+
+
+class TestThreads:
+    """Where the caller is a thread among others."""
+
+    def test_many_at_once_while_others_hold_locks(self) -> None:
+        data = encoded(chart(400, 300), "JPEG")
+        expected = _bytes_of(thumbnails(data, a="50x", b={"geometry": "90x", "format": "webp"}))
+        stop = threading.Event()
+
+        def hold_locks() -> None:
+            while not stop.is_set():
+                sys.stdout.write("")
+                sys.stdout.flush()
+                _ = [bytearray(100_000) for _ in range(50)]
+
+        holders = [threading.Thread(target=hold_locks) for _ in range(3)]
+        for holder in holders:
+            holder.start()
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                jobs = [
+                    pool.submit(thumbnails, data, Limits(wall_s=30), a="50x", b={"geometry": "90x", "format": "webp"})
+                    for _ in range(60)
+                ]
+                assert all(_bytes_of(job.result()) == expected for job in jobs)
+        finally:
+            stop.set()
+            for holder in holders:
+                holder.join()
+
+
+class TestLeaks:
+    """Nothing is left behind, whatever happens."""
+
+    def test_no_descriptor_and_no_process(self) -> None:
+        data = encoded(chart(), "JPEG")
+        thumbnails(data, a="50x")
+        before = _open_descriptors()
+        for _ in range(15):
+            thumbnails(data, a="50x", b="60x")
+            thumbnails(data[:500], a="50x")
+            thumbnails(b"no picture", a="50x")
+            run_limited(lambda *_: os.kill(os.getpid(), signal.SIGSEGV), 0, {}, Limits())
+        run_limited(lambda *_: time.sleep(60), 0, {}, Limits(wall_s=0.05))
+        assert _open_descriptors() == before
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+    def test_no_descriptor_where_there_can_be_no_more(self) -> None:
+        before = _open_descriptors()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        fd = os.memfd_create("picture")
+        os.pwrite(fd, encoded(chart(), "JPEG"), 0)
+        try:
+            for room in (0, 1, 2):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1 + room, hard))
+                with pytest.raises(OSError):
+                    make_thumbnails(fd, {"a": Thumbnail("50x")})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(fd)
+        assert _open_descriptors() == before
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+    def test_the_descriptor_is_left_open_where_it_was(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jpg").write_bytes(encoded(chart(), "JPEG"))
+        with (tmp_path / "a.jpg").open("rb", buffering=0) as stream:
+            stream.seek(7)
+            assert make_thumbnails(stream.fileno(), {"a": Thumbnail("50x")}).failed == {}
+            assert stream.tell() == 7
+
+    def test_the_parents_memory_stays_flat(self) -> None:
+        data = encoded(chart(1500, 1000), "PNG")
+
+        def resident_bytes() -> int:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        thumbnails(data, a="1500x")
+        before = resident_bytes()
+        for _ in range(12):
+            thumbnails(data, a="1500x", b={"geometry": "1500x", "format": "png"})
+        assert resident_bytes() - before < 4 * 2**20
+
+
+class TestFuzz:
+    """Mutated pictures: each outcome is a thumbnail or a named refusal."""
+
+    def test_every_mutation_has_a_verdict(self) -> None:
+        chance = random.Random(20261122)
+        seeds = _seeds()
+        limits = Limits(memory_bytes=256 * 2**20, cpu_s=5, wall_s=20)
+        verdicts = {"made": 0, "failed": 0}
+        for _ in range(FUZZED):
+            data = mutate(chance.choice(seeds), chance)
+            outcome = thumbnails(data, limits, a="40x40", b={"geometry": "30x30", "format": "webp", "animated": True})
+            assert set(outcome.made) | set(outcome.failed) == {"a", "b"}
+            assert not set(outcome.made) & set(outcome.failed)
+            assert all(why.isprintable() and why for why in outcome.failed.values())
+            verdicts["made"] += len(outcome.made)
+            verdicts["failed"] += len(outcome.failed)
+        assert min(verdicts.values()) > FUZZED // 10  # else the mutations are too weak, or too strong, to say anything
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """A picture with a few bytes changed, removed, repeated or cut off; the first four stay, so that it is decoded."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 4, 16))):
+        at = chance.randrange(4, max(5, min(len(changed), chance.choice((64, 512, len(changed))))))
+        kind = chance.randrange(6)
+        if kind == 0:
+            changed[at : at + 1] = bytes((chance.randrange(256),))
+        elif kind == 1:
+            changed[at : at + 1] = bytes((changed[min(at, len(changed) - 1)] ^ (1 << chance.randrange(8)),))
+        elif kind == 2:
+            changed[at : at + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"))
+        elif kind == 3:
+            del changed[at : at + chance.randrange(1, 40)]
+        elif kind == 4:
+            changed[at:at] = changed[at : at + chance.randrange(1, 40)]
+        elif len(changed) > 200:
+            del changed[chance.randrange(len(changed) // 2, len(changed)) :]
+    return bytes(changed)
+
+
+def _seeds() -> list[bytes]:
+    small = chart(60, 40)
+    frames = [small.rotate(90 * n) for n in range(3)]
+    made = [encoded(small, name) for name in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "ICO")]
+    made += [encoded(small, "JPEG", progressive=True), encoded(small, "TIFF", compression="tiff_lzw")]
+    made += [encoded(frames[0], name, save_all=True, append_images=frames[1:]) for name in ("GIF", "WEBP", "PNG")]
+    files = sorted((CORPUS / "images").glob("*")) if CORPUS.exists() else []
+    return made + [path.read_bytes() for path in files if path.stat().st_size < 20_000]
