@@ -16,6 +16,7 @@ from fsworker.layout import GROUP_WRITES, WORKER_WRITES, Modes, StoreConfig
 from fsworker.locks import store_lock
 from fsworker.model import check_app
 from fsworker.probe import check_filesystem
+from fsworker.spool import SpoolDirectory
 
 _SET_UPS = {"worker": WORKER_WRITES, "group": GROUP_WRITES}
 
@@ -89,6 +90,8 @@ def add_apps(handle: StoreHandle, apps: Mapping[str, str | None]) -> list[str]:
             known = dict(edit.config.apps or {})
             new = [name for name in apps if name not in known]
             edit.config = edit.config.with_apps({**{name: {} for name in new}, **known})
+        for name in apps:
+            _note_store(handle, name)
     except OSError as error:
         raise explain(error, "Registering applications", handle) from error
     return new
@@ -180,3 +183,10 @@ def _make_spool(handle: StoreHandle, app: str, gid: int | None) -> None:
             f"Run: usermod -aG {group} {me}, log in again, and repeat"
         ) from None
     os.chmod(name, handle.modes.spool_app, dir_fd=handle.fd)  # chown clears setgid
+
+
+def _note_store(handle: StoreHandle, app: str) -> None:
+    """Tell the application's clients, who may see nothing but their spool directory, which store this is."""
+    with SpoolDirectory(handle.root / layout.SPOOL / app, app) as spool:
+        if spool.read_store_id() != handle.config.store_id:
+            spool.write_store_note(handle.config.store_id)

@@ -42,10 +42,10 @@ class ErrorEntry:
 
 @contextmanager
 def new_entry(handle: StoreHandle, kind: str, message: str, **details: Any) -> Iterator[tuple[str, int]]:
-    """Make ``Error/<stamp>/`` with its reason, durably, and yield the stamp and a descriptor to put bytes into.
+    """Make ``Error/<stamp>/`` with its reason, and yield the stamp and a descriptor to put bytes into.
 
-    The directory and what the block put there are synced at the end. If the block fails the entry stays, with its
-    reason, and without the bytes.
+    The directory is on disk before the block, so that a file may be moved into it; the reason and what the block put
+    there are at the end. If the block fails the entry stays, with its reason, and without the bytes.
     """
     handle.prepare()
     now_s = handle.recent_clock()
@@ -54,10 +54,20 @@ def new_entry(handle: StoreHandle, kind: str, message: str, **details: Any) -> I
         name = layout.stamp(now_s)
     fd = os.open(f"{layout.ERROR}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd)
     try:
-        reason = {"kind": kind, "message": message, "time": now_s, **details}
-        durable.replace_small_file(REASON_FILE, json.dumps(reason, indent=2).encode(), fd, 0o640)
         handle.fsync_directory(layout.ERROR)
+        _write_reason(handle, fd, {"kind": kind, "message": message, "time": now_s, **details})
         yield name, fd
+        handle.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_reason(handle: StoreHandle, entry_fd: int, reason: Mapping[str, Any]) -> None:
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    fd = os.open(REASON_FILE, flags, 0o600, dir_fd=entry_fd)
+    try:
+        durable.write_all(fd, json.dumps(reason, indent=2).encode())
+        os.fchmod(fd, 0o640)
         handle.fsync(fd)
     finally:
         os.close(fd)

@@ -151,22 +151,32 @@ class StoreHandle:
             os.close(fd)
 
     def ensure_directory(self, name: str, mode: int) -> None:
-        """Make a top-level directory that is missing, durably."""
+        """Make a top-level directory if it is missing, and see that its name is on disk."""
+        if not self._exists(name):
+            self.make_directory(name, mode)
+        self.fsync(self.fd)
+
+    def prepare(self) -> None:
+        """Make the directories that writing needs and an original database, or a restored backup, may lack.
+
+        Once for each handle; their names are on disk then, even if another process made them and died before its sync.
+        """
+        if self._prepared:
+            return
+        wanted = dict.fromkeys((layout.TEMP, layout.ERROR, layout.LOCK), self.modes.private)
+        wanted |= dict.fromkeys((layout.DATA, layout.TRASH), self.modes.data)
+        for name, mode in wanted.items():
+            if not self._exists(name):
+                self.make_directory(name, mode)
+        self.fsync(self.fd)
+        self._prepared = True
+
+    def _exists(self, name: str) -> bool:
         try:
             os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd))
         except FileNotFoundError:
-            if self.make_directory(name, mode):
-                self.fsync_directory(name)
-                self.fsync(self.fd)
-
-    def prepare(self) -> None:
-        """Make the directories that writing needs and an original database, or a restored backup, may lack. Once."""
-        if not self._prepared:
-            for name in (layout.TEMP, layout.ERROR, layout.LOCK):
-                self.ensure_directory(name, self.modes.private)
-            for name in (layout.DATA, layout.TRASH):
-                self.ensure_directory(name, self.modes.data)
-            self._prepared = True
+            return False
+        return True
 
     def fsync(self, fd: int) -> None:
         """``fsync``; a failure marks the store for verification and is never retried (see :mod:`fsworker.durable`)."""

@@ -29,33 +29,34 @@ def replace_rotten(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int
         _keep_collision(handle, name, good_fd)
     why = "its content cannot be read" if found is None else f"its content hashes to {found}"
     log.error("stored file %s is rotten (%s): replacing it by the copy just received", name, why)
-    message = f"{name} was rotten: {why}; it was replaced by a good copy"
+    message = f"{name} is rotten: {why}; a good copy takes its place"
     with errordir.new_entry(handle, errordir.QUARANTINED, message, hash=name, found=found) as (stamp, entry_fd):
-        swapped = _swap(handle, name, stored_fd, good_fd, entry_fd)
-    if not swapped:
+        quarantined = _quarantine(handle, name, stored_fd, entry_fd)
+    if not (quarantined and _swap(handle, name, stored_fd, good_fd)):
         errordir.remove(handle, stamp)
         return False
     handle.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
     return True
 
 
-def _swap(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int, entry_fd: int) -> bool:
+def _swap(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int) -> bool:
     with shard_lock(handle.fd, name, handle.modes.lock_file, exclusive=True):
-        if not is_still(handle, name, stored_fd):
-            return False
-        _quarantine(handle, name, stored_fd, entry_fd)
-        handle.fsync(entry_fd)  # before the only other name of these bytes goes
-        rename_over(handle, name, good_fd)
-        return True
+        current = is_still(handle, name, stored_fd)
+        if current:
+            rename_over(handle, name, good_fd)
+        return current
 
 
-def _quarantine(handle: StoreHandle, name: Hash, stored_fd: int, entry_fd: int) -> None:
+def _quarantine(handle: StoreHandle, name: Hash, stored_fd: int, entry_fd: int) -> bool:
     """Give the stored file a second name in an entry of ``Error/``, or copy it where linking is not allowed.
 
-    ``fs.protected_hardlinks`` lets nobody link a file of another user that he cannot write (proc_sys_fs(5)).
+    ``fs.protected_hardlinks`` lets nobody link a file of another user that he cannot write (proc_sys_fs(5)). False
+    when the name means another file by now.
     """
     try:
         os.link(layout.data_name(name), name, src_dir_fd=handle.fd, dst_dir_fd=entry_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
     except PermissionError:
         copy_fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=entry_fd)
         try:
@@ -64,6 +65,7 @@ def _quarantine(handle: StoreHandle, name: Hash, stored_fd: int, entry_fd: int) 
             handle.fsync(copy_fd)
         finally:
             os.close(copy_fd)
+    return True
 
 
 def replace_by_own(handle: StoreHandle, name: Hash, stored_fd: int, own_fd: int) -> bool:

@@ -204,14 +204,18 @@ class ObjectStore(Stager):
             self.make_directory(directory, self.modes.data)
 
     def sync_shard(self, name: Hash, shard_fd: int | None = None) -> None:
-        """Sync the directory of a hash, and those above it unless this process has done so before.
-
-        Another process may have made them and died before its own sync, so "it exists" is not "it is on disk".
-        """
+        """Sync the entries of a hash's directory, and those that lead to it (:meth:`sync_parents`)."""
         if shard_fd is None:
             self.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
         else:
             self.fsync(shard_fd)
+        self.sync_parents(name)
+
+    def sync_parents(self, name: Hash) -> None:
+        """Sync the directories above a hash's own, unless this process has done so before.
+
+        Another process may have made them and died before its own sync, so "it exists" is not "it is on disk".
+        """
         index = int(name[:4], 16)
         if not self._durable_shards[index]:
             for parent in (f"{layout.DATA}/{name[:2]}", layout.DATA):

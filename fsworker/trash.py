@@ -19,15 +19,25 @@ from fsworker.model import Hash
 from fsworker.objects import ObjectStore
 
 
+@translated("Preparing trash")
+def open_run(store: ObjectStore, stamp: str) -> None:
+    """Make ``Trash/<stamp>/``, durably, for :func:`move_to_trash`; to be called again by whoever resumes a run.
+
+    The directory must be on disk before a file is moved into it, or a power cut could lose both names of the file.
+    """
+    store.prepare()
+    store.make_directory(f"{layout.TRASH}/{stamp}", store.modes.data)
+    store.fsync_directory(f"{layout.TRASH}/{stamp}")
+    store.fsync_directory(layout.TRASH)
+
+
 @translated("Moving to trash")
 def move_to_trash(store: ObjectStore, name: Hash, stamp: str, cutoff_s: float) -> bool:
-    """Move a stored file to ``Trash/<stamp>/``, if its age (ctime, seconds since the epoch) is still before ``cutoff_s``.
+    """Move a stored file to ``Trash/<stamp>/`` if its age (ctime, seconds since the epoch) is still before ``cutoff_s``.
 
     False, and nothing done, when it is younger or absent: whoever freshened it did so under the lock that is held here,
-    so that no file is taken from under an ingest. Not synced: a crash may leave the file in ``Data/``, and the caller
-    syncs once for all.
+    so that no file is taken from under an ingest. Not synced: a power cut may leave the file in ``Data/``.
     """
-    store.make_directory(f"{layout.TRASH}/{stamp}", store.modes.data)
     with shard_lock(store.fd, name, store.modes.lock_file, exclusive=True):
         status = store.status(name)
         if status is None or status.st_ctime >= cutoff_s:
@@ -91,12 +101,14 @@ def _bring_back(store: ObjectStore, name: Hash, relative: str, fd: int) -> bool:
         store.fsync(fd)
     shard_fd = store.open_shard(name)
     try:
+        if store.durability != "none":
+            store.sync_parents(name)  # before the move: or a power cut could lose both names
         with shard_lock(store.fd, name, store.modes.lock_file, exclusive=True):
             if store.status(name) is not None or not _is_still(store, relative, fd):
                 return False
             os.rename(relative, name, src_dir_fd=store.fd, dst_dir_fd=shard_fd)
         if store.durability != "none":
-            store.sync_shard(name, shard_fd)
+            store.fsync(shard_fd)
             store.fsync_directory(os.path.dirname(relative))
         return True
     finally:

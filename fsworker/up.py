@@ -65,7 +65,7 @@ def stack(settings: Settings, *, log_dir: Path | None = None) -> Iterator[Stack]
     """Check everything, take the state directory, and describe what is to be run. Nothing runs yet.
 
     With ``log_dir`` each child's output goes to a file of its own there. Raises :class:`ConfigError`: no store, no
-    permission, or an ``up`` that runs already.
+    permission, or an ``up`` that runs already; :class:`RedisUnavailableError`: a configured Redis does not answer.
     """
     if settings.store is None:
         raise ConfigError("no store: name it (fsworker up STORE), or set FSWORKER_STORE")
@@ -77,6 +77,7 @@ def stack(settings: Settings, *, log_dir: Path | None = None) -> Iterator[Stack]
         children: list[Child] = []
         if settings.redis_url:
             url = settings.redis_url
+            KV(url).ping()  # an embedded one is never started in its place
         else:
             server = held.enter_context(EmbeddedServer(state_dir / REDIS_DIRECTORY))
             url = server.url

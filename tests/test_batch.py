@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+from stores import assert_verifies, sha1
 
 from fsworker import durable
 from fsworker.batch import Batch
 from fsworker.errors import StoreUnavailableError, UploadRejectedError
 from fsworker.objects import ObjectStore
-from stores import assert_verifies, sha1
 
 DURABILITIES = ("full", "batch", "none")
 

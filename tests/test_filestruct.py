@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from stores import CORPUS, sha1
+from users import as_user, needs_root, open_path
 
 import fsworker.filestruct as FileStruct  # noqa: N812 - as code written against it says
 from fsworker.create import create_store
-from stores import CORPUS, sha1
-from users import as_user, needs_root, open_path
 
 __all__ = ["open_path"]
 

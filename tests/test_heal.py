@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stores import CORPUS, assert_verifies, kept, reasons, sha1, spoil
 
 from fsworker import heal
 from fsworker.batch import Batch
 from fsworker.errors import HashCollisionError, NotStoredError, StoreUnavailableError
 from fsworker.model import Hash
 from fsworker.objects import ObjectStore
-from stores import CORPUS, assert_verifies, kept, reasons, sha1, spoil
 
 COLLISION = CORPUS / "collision"
 SHATTERED = Hash("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")

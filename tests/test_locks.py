@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import background, eventually
 
 from fsworker.locks import job_in_flight, job_lock, shard_lock, store_lock
 from fsworker.model import EMPTY_HASH, Hash
-from processes import background, eventually
 
 OTHER_SHARD = Hash("00" * 20)
 

@@ -8,12 +8,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from processes import background
+from stores import sha1
 
 from fsworker.errors import FSWorkerError
 from fsworker.objects import ObjectStore
 from fsworker.tempdirs import EXCEPTION_FILE, BaseTempDir, sweep_leftovers
-from processes import background
-from stores import sha1
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from stores import sha1, spoil
 
 from fsworker import layout, trash
 from fsworker.model import EMPTY_HASH
 from fsworker.objects import ObjectStore
-from stores import sha1, spoil
 
 FIRST, SECOND = "20200101000000-00000000-00000001", "20210101000000-00000000-00000002"
 NEVER, ALWAYS = 0.0, 2.0**40
@@ -19,7 +19,10 @@ NEVER, ALWAYS = 0.0, 2.0**40
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
     (tmp_path / "FileStruct.json").write_text('{"Version": 1, "Apps": {}, "Grace": "0s"}')
-    return ObjectStore(tmp_path)
+    store = ObjectStore(tmp_path)
+    for stamp in (FIRST, SECOND):
+        trash.open_run(store, stamp)
+    return store
 
 
 def test_an_old_file_moves_to_trash_whole(store: ObjectStore) -> None:
@@ -35,6 +38,11 @@ def test_a_file_younger_than_the_cutoff_stays(store: ObjectStore) -> None:
     assert not trash.move_to_trash(store, name, FIRST, NEVER)
     assert not trash.move_to_trash(store, name, FIRST, born_s)
     assert name in store
+
+
+def test_a_run_may_be_opened_again(store: ObjectStore) -> None:
+    trash.open_run(store, FIRST)
+    assert sorted(os.listdir(store.root / "Trash")) == [FIRST, SECOND]
 
 
 def test_an_absent_file_is_no_error(store: ObjectStore) -> None:
@@ -82,7 +90,6 @@ def test_strays_in_trash_are_passed_over(store: ObjectStore) -> None:
     store.prepare()
     name = sha1(b"x")
     (store.root / "Trash" / "README").write_bytes(b"")
-    (store.root / "Trash" / FIRST).mkdir()
     (store.root / "Trash" / FIRST / name).symlink_to("/etc/passwd")
     assert not trash.restore(store, name)
 

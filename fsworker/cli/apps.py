@@ -12,6 +12,7 @@ from fsworker.cli.common import (
     json_option,
     open_store,
     print_json,
+    program,
     reporting,
     settings_for,
     stdout,
@@ -146,4 +147,4 @@ def _report(path: Path, as_json: bool) -> None:
         for app, spool in spools.items():
             gid = os.stat(spool).st_gid
             out.print(f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True)
-        out.print(f"Next     fsworker up {handle.root}", soft_wrap=True)
+        out.print(f"Next     {program()} up {handle.root}", soft_wrap=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,16 @@ def warn_root() -> None:
             "[yellow]fsworker: running as root; files will belong to root. Use a user of its own (see README, "
             "“Two set-ups”)[/yellow]"
         )
+
+
+def program() -> str:
+    """How this program is called from this shell: ``fsworker`` where that is on PATH, else its path."""
+    here = Path(sys.argv[0])
+    if here.name != "fsworker" or shutil.which("fsworker") == str(here.absolute()):
+        return "fsworker"
+    with contextlib.suppress(ValueError):
+        return str(here.absolute().relative_to(Path.cwd()))
+    return str(here)
 
 
 def format_size(size: int) -> str:

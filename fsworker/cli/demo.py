@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fsworker.cli.common import json_option, print_json, reporting, stderr, stdout
+from fsworker.cli.common import json_option, print_json, program, reporting, stderr, stdout
 from fsworker.cli.ingest import Finished, print_table, wait_for
 from fsworker.client import Client
 from fsworker.config import Settings, load_settings
@@ -145,9 +145,9 @@ def _report(root: Path, store: Store, finished: list[Finished], problems: list[s
     first = finished[0].result
     if first is not None:
         out.print(f"A thumbnail   {store.path(first.thumbnails['hero'].hash)}", soft_wrap=True)
-    out.print("Try next      " + f"fsworker up {store.root}   (in one terminal)", soft_wrap=True)
+    out.print("Try next      " + f"{program()} up {store.root}   (in one terminal)", soft_wrap=True)
     out.print(
-        f"              fsworker ingest --store {store.root} --app {_APP} --thumbnail small=200x200 YOUR.jpg",
+        f"              {program()} ingest --store {store.root} --app {_APP} --thumbnail small=200x200 YOUR.jpg",
         soft_wrap=True,
     )
     out.print(f"Tidy up       rm -r {root}", soft_wrap=True)

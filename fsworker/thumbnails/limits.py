@@ -55,9 +55,10 @@ class Limits:
 def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int) -> None:
     """Take from this newly forked, single-threaded process all that decoding does not need.
 
-    ``keep`` are the descriptors that stay open, beside 0, 1 and 2, which become ``/dev/null``; ``parent`` is the process
-    it came from, and ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made at all: no file, no socket, no pipe. Where the kernel has Landlock, the process can also change no
-    directory (a file can be unlinked without a descriptor) and signal no other process.
+    ``keep`` are the descriptors that stay open, beside 0, 1 and 2, which become ``/dev/null``; ``parent`` is the
+    process it came from, and ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made
+    at all: no file, no socket, no pipe. Where the kernel has Landlock, the process can also change no directory (a file
+    can be unlinked without a descriptor) and signal no other process.
     """
     _default_signals()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -19,7 +19,6 @@ from pathlib import Path
 from . import tracer
 
 _AT_FDCWD = -100
-_STATES_AT_A_POINT = 400
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Disk:
         """The files below a directory, each with its path."""
         number = self.root
         for name in path:
-            number = self.inodes[number].entries.get(name, -1)
+            number = self.inodes[number].entries.get(name, 0)
             if number not in self.inodes:
                 return
         yield from self._below(number, path)
@@ -279,10 +278,11 @@ def written_before(inodes: dict[int, Inode], directory: int) -> tuple[dict[int, 
 # -- replaying ---------------------------------------------------------------------------------------------------------
 
 
-def crashes(trace: Trace, seed: int = 0) -> Iterator[tuple[Disk, tuple[str, ...], bool]]:
-    """Every disk that a power cut at any moment may leave, what had been acknowledged by then, and whether it was the end.
+def crashes(trace: Trace, at_a_point: int, seed: int = 0) -> Iterator[tuple[Disk, tuple[str, ...], bool]]:
+    """Every disk that a power cut may leave at any moment, what had been acknowledged by then, and if it was the end.
 
-    Where there are too many at one moment: all those with at most one effect lost, or at most one kept, and a sample.
+    Where there are more than ``at_a_point`` at one moment: those with at most one effect lost, or at most one kept, and
+    a sample of the others.
     """
     chance = random.Random(seed)
     for moment in range(len(trace.events) + 1):
@@ -293,32 +293,34 @@ def crashes(trace: Trace, seed: int = 0) -> Iterator[tuple[Disk, tuple[str, ...]
             if isinstance(event, Effect):
                 is_settled = any(isinstance(later, Sync) and later.settles(event) for later in past[index:])
                 (settled if is_settled else open_).append(index)
-        for chosen in _choices(past, open_, chance):
+        for chosen in _choices(past, open_, at_a_point, chance):
             yield _replay(trace, past, set(settled), chosen), acknowledged, moment == len(trace.events)
 
 
-def _choices(past: tuple[Event, ...], open_: list[int], chance: random.Random) -> Iterator[dict[int, float]]:
+def _choices(
+    past: tuple[Event, ...], open_: list[int], at_a_point: int, chance: random.Random
+) -> Iterator[dict[int, float]]:
     """Which of the open effects happened, and how much of them: 1 for all, 0.5 for half of the bytes."""
     options = [(0.0, 0.5, 1.0) if isinstance(past[index], Content) else (0.0, 1.0) for index in open_]
     total = 1
     for option in options:
         total *= len(option)
-    if total <= _STATES_AT_A_POINT:
+    if total <= at_a_point:
         picks: Iterator[tuple[float, ...]] = itertools.product(*options)
     else:
-        picks = _sample(options, chance)
+        picks = _sample(options, at_a_point // 2, chance)
     for pick in picks:
         yield dict(zip(open_, pick, strict=True))
 
 
-def _sample(options: list[tuple[float, ...]], chance: random.Random) -> Iterator[tuple[float, ...]]:
+def _sample(options: list[tuple[float, ...]], count: int, chance: random.Random) -> Iterator[tuple[float, ...]]:
     size = len(options)
     for rest in (0.0, 1.0):
         yield (rest,) * size
         for index, option in enumerate(options):
             for value in option:
                 yield (rest,) * index + (value,) + (rest,) * (size - index - 1)
-    for _ in range(_STATES_AT_A_POINT // 2):
+    for _ in range(count):
         yield tuple(chance.choice(option) for option in options)
 
 

@@ -57,7 +57,9 @@ class Scenario:
     raises: tuple[type[Exception], ...] = ()
     own_calls: bool = False  # some calls are of ``act`` or on files of its own, so that their errors come out as they are
     synced: bool = True
-    """Whether what lies in ``Data/`` at the start is on disk; else its writer died before it synced."""
+    """Whether what lies there at the start is on disk; else its writer died before it synced."""
+    kept: tuple[bytes, ...] = ()
+    """What is in ``Error/`` at the end, with a reason."""
 
     def prepare(self, root: Path) -> None:
         """Lay out the store by hand, so that nothing depends on the code under test."""
@@ -141,6 +143,7 @@ def tempdir_failing(store: ObjectStore, acknowledge: Callable[[str], None]) -> N
 
 
 def to_trash(store: ObjectStore, acknowledge: Callable[[str], None]) -> None:
+    trash.open_run(store, STAMP)
     assert trash.move_to_trash(store, parse_hash(sha1(NEIGHBOUR)), STAMP, 2.0**40)
 
 
@@ -167,7 +170,7 @@ def all_scenarios() -> list[Scenario]:
         Scenario("duplicate", put(NEIGHBOUR)),
         Scenario("duplicate of what was never synced", put(NEIGHBOUR), synced=False),
         Scenario("duplicate and new", put(NEIGHBOUR, NEW)),
-        Scenario("rotten", put(GOOD), rotten=((GOOD, ROT),)),
+        Scenario("rotten", put(GOOD), rotten=((GOOD, ROT),), kept=(ROT,)),
         Scenario("batch", batch, durability="batch"),
         Scenario("temp directory", tempdir(NEW, b"scratch"), own_calls=True),
         Scenario("temp directory, duplicate", tempdir(NEIGHBOUR), own_calls=True),
@@ -179,7 +182,17 @@ def all_scenarios() -> list[Scenario]:
     ]
     if COLLISION.exists():
         first = (COLLISION / "shattered-1.pdf").read_bytes()
-        scenarios.append(Scenario("collision", collide, stored=(NEIGHBOUR, first), raises=(HashCollisionError,), own_calls=True))
+        second = (COLLISION / "shattered-2.pdf").read_bytes()
+        scenarios.append(
+            Scenario(
+                "collision",
+                collide,
+                stored=(NEIGHBOUR, first),
+                raises=(HashCollisionError,),
+                own_calls=True,
+                kept=(second,),
+            )
+        )
     return scenarios
 
 
