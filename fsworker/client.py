@@ -284,7 +284,7 @@ class Client:
 def _open_spool(settings: Settings, app: str) -> SpoolDirectory:
     if settings.spool is not None:
         path = settings.spool
-        if not (path / STORE_NOTE).exists() and (path / app).is_dir():
+        if not os.path.exists(path / STORE_NOTE) and os.path.isdir(path / app):
             path = path / app  # the spool of all applications was named
         return SpoolDirectory(path, app)
     if settings.store is None:

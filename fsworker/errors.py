@@ -13,6 +13,9 @@ Each message names what is wrong and what to do about it, because it is read in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 
 class FSWorkerError(Exception):
     """Root of all errors below, so that one ``except`` can catch what fsworker means to say."""
@@ -50,8 +53,36 @@ class KeepSetError(FSWorkerError):
     """A keep-set cannot be published as given; nothing of it is visible to a collection."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """One reason for which a collection declines: a ``reason`` in one word, what is wrong and what to do, the numbers.
+
+    ``app`` is the application concerned, or ``None``. ``override`` names the override that a person may give, if any.
+    """
+
+    reason: str
+    message: str
+    app: str | None = None
+    numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+    override: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """For ``--json`` and task results."""
+        return {
+            "reason": self.reason,
+            "app": self.app,
+            "message": self.message,
+            "numbers": dict(self.numbers),
+            "override": self.override,
+        }
+
+
 class CollectionRefusedError(FSWorkerError):
-    """A collection (or purge) declined to run. Nothing was moved."""
+    """A collection (or purge) declined to run. Nothing was moved, or, when it was begun already, nothing more is."""
+
+    def __init__(self, *refusals: Refusal) -> None:
+        super().__init__("; ".join(refusal.message for refusal in refusals))
+        self.refusals = refusals
 
 
 class UnavailableError(FSWorkerError):

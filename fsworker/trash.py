@@ -27,7 +27,6 @@ def open_run(store: ObjectStore, stamp: str) -> None:
     """
     store.prepare()
     store.make_directory(f"{layout.TRASH}/{stamp}", store.modes.data)
-    store.fsync_directory(f"{layout.TRASH}/{stamp}")
     store.fsync_directory(layout.TRASH)
 
 
@@ -109,7 +108,6 @@ def _bring_back(store: ObjectStore, name: Hash, relative: str, fd: int) -> bool:
             os.rename(relative, name, src_dir_fd=store.fd, dst_dir_fd=shard_fd)
         if store.durability != "none":
             store.fsync(shard_fd)
-            store.fsync_directory(os.path.dirname(relative))
         return True
     finally:
         os.close(shard_fd)

@@ -27,7 +27,13 @@ KWARGS: dict[str, Any] = {"upload": "0123456789abcdef", "thumbnails": {"small": 
 EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 JUNK: list[Any] = [None, True, False, 0, -1, 1.5, "", "x", [], [1], [[]], {}, {"a": 1}, {"a": {"b": []}}]
-COLLECT = {"task": "fsworker.collect", "args": [], "kwargs": {}, "options": {"queue": "fsworker.maintenance"}}
+COLLECT = {
+    "task": "fsworker.collect",
+    "args": [],
+    "kwargs": {},
+    "options": {"queue": "fsworker.maintenance"},
+    "immutable": True,
+}
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ app.conf.update(
         "socket_timeout": 3,
     },
     task_queues=[Queue(name, Exchange(""), name, no_declare=True) for name in RULES],
-    task_create_missing_queues=False,
+    task_create_missing_queues=STOCK,
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,

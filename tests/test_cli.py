@@ -280,7 +280,9 @@ def test_an_upload_named_like_our_reason_does_not_replace_it(tmp_path: Path) -> 
         (stack.spool() / "Reason.json").write_bytes(b'{"kind": "retained"}')
         producer = Celery(broker=stack.redis_url, backend=stack.redis_url)
         kwargs = {"upload": "Reason.json", "max_bytes": 1}
-        answer = producer.send_task("fsworker.ingest", kwargs=kwargs, queue="fsworker.ingest.shop", task_id="shop.00000000")
+        answer = producer.send_task(
+            "fsworker.ingest", kwargs=kwargs, queue="fsworker.ingest.shop", task_id="shop.00000000"
+        )
         with pytest.raises(Exception, match="more than the 1 allowed"):
             answer.get(timeout=30)
     (entry,) = json.loads(fsworker("error", "list", "--json", "--store", stack.store_path).stdout)["entries"]

@@ -199,7 +199,12 @@ def test_a_reader_cannot_write_lock_or_look_into_others_work(worker_store: Path)
         as_user(READER, OTHER_GROUP, lambda: put(worker_store, b"x"), groups=(STORE_GROUP,))
     for path in ("Data/evil", "Trash/evil", "Temp/evil", "Lock/00", "Error/evil", "Spool/evil", "FileStruct.json"):
         with pytest.raises(PermissionError):
-            as_user(READER, OTHER_GROUP, lambda: os.open(worker_store / path, os.O_WRONLY | os.O_CREAT), groups=(STORE_GROUP,))
+            as_user(
+                READER,
+                OTHER_GROUP,
+                lambda: os.open(worker_store / path, os.O_WRONLY | os.O_CREAT),
+                groups=(STORE_GROUP,),
+            )
     for directory in ("Temp", "Lock", "Error", "Spool/shop"):
         with pytest.raises(PermissionError):
             as_user(READER, OTHER_GROUP, lambda: os.listdir(worker_store / directory), groups=(STORE_GROUP,))
@@ -225,7 +230,9 @@ def test_members_of_the_group_share_a_store_whatever_their_umask(group_store: Pa
     for uid, umask in ((WRITER, 0o077), (READER, 0), (WORKER, 0o027)) * 3:
         data = b"%d" % (len(names) // 2)
         names.add(as_user(uid, OTHER_GROUP, lambda: put(group_store, data), groups=(STORE_GROUP,), umask=umask).hash)
-        names.add(as_user(uid, OTHER_GROUP, lambda: put(group_store, b"%d" % uid), groups=(STORE_GROUP,), umask=umask).hash)
+        names.add(
+            as_user(uid, OTHER_GROUP, lambda: put(group_store, b"%d" % uid), groups=(STORE_GROUP,), umask=umask).hash
+        )
     store = ObjectStore(group_store)
     assert set(store) == names
     assert_verifies(store)

@@ -24,7 +24,17 @@ __all__ = ["open_path"]
 ABCD = sha1(b"abcd")
 ABSENT = sha1(b"abcde")
 EMPTY = sha1(b"")
-BAD_HASHES = [ABCD[:-1] + "\0", "x" + ABCD[1:], "123", "варвр", ABCD[2:], ABCD + "a123", ABCD[:-2] + "AB", ABCD + "\n", ""]
+BAD_HASHES = [
+    ABCD[:-1] + "\0",
+    "x" + ABCD[1:],
+    "123",
+    "варвр",
+    ABCD[2:],
+    ABCD + "a123",
+    ABCD[:-2] + "AB",
+    ABCD + "\n",
+    "",
+]
 NO_STRINGS = [None, object(), str, True, 5, ABCD.encode()]
 
 
@@ -77,7 +87,9 @@ def test_configurations_that_open(database: Path, text: str) -> None:
     assert FileStruct.Client(str(database)).Version == 1
 
 
-@pytest.mark.parametrize("text", ["", "text {", '{"Version": 1', "{}", "null", "[1]", '{"Verson": 1}', '{"Version": 2}'])
+@pytest.mark.parametrize(
+    "text", ["", "text {", '{"Version": 1', "{}", "null", "[1]", '{"Verson": 1}', '{"Version": 2}']
+)
 def test_configurations_that_do_not(database: Path, text: str) -> None:
     (database / "FileStruct.json").write_text(text)
     with pytest.raises(FileStruct.ConfigError):
@@ -203,7 +215,9 @@ def test_bad_hashes_raise_as_documented(client: FileStruct.Client) -> None:
     assert client.HashToPath(ABSENT).startswith(client.Path + "/")
 
 
-@pytest.mark.parametrize("location", ["/Whatever", "//some///broken/path/../whatever//./", "//a\0//b\n\n/../фывапр//./", ""])
+@pytest.mark.parametrize(
+    "location", ["/Whatever", "//some///broken/path/../whatever//./", "//a\0//b\n\n/../фывапр//./", ""]
+)
 def test_the_internal_location_is_used_as_given(database: Path, location: str) -> None:
     uri = FileStruct.Client(str(database), location).HashToInternalURI(ABCD)
     separator = "" if location.endswith("/") or not location else "/"
@@ -410,7 +424,13 @@ def test_the_introduction_runs_as_written(client: FileStruct.Client) -> None:
 
 @pytest.mark.parametrize(
     ("geometry", "size"),
-    [("100x100", (100, 50)), ("800x800", (800, 400)), ("100x100!", (100, 100)), ("100x100^", (200, 100)), ("50%", (200, 100))],
+    [
+        ("100x100", (100, 50)),
+        ("800x800", (800, 400)),
+        ("100x100!", (100, 100)),
+        ("100x100^", (200, 100)),
+        ("50%", (200, 100)),
+    ],
 )
 def test_resize_takes_imagemagicks_geometry_and_enlarges(
     client: FileStruct.Client, geometry: str, size: tuple[int, int]

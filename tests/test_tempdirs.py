@@ -125,7 +125,9 @@ def test_a_file_with_a_second_name_is_copied(store: ObjectStore, tmp_path: Path)
     assert store.location(stored.hash).read_bytes() == b"content"
 
 
-def test_a_writer_that_comes_while_it_is_stored_does_no_harm(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_comes_while_it_is_stored_does_no_harm(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever opens the file for writing breaks the lease, and the signal for that must not kill us."""
     real = store.publish
 

@@ -68,7 +68,9 @@ def test_two_namespaces_share_one_redis(redis_url: str, tmp_path: Path) -> None:
 def test_a_worker_says_what_is_wrong_before_it_starts(store: Store, redis_url: str, tmp_path: Path) -> None:
     shutil.rmtree(store.root / "Spool" / "blog")
     with celery_worker(store, redis_url, "wrong", tmp_path / "log"):
-        assert eventually(lambda: "blog is missing; make it again with: fsworker init" in (tmp_path / "log").read_text(), 20)
+        assert eventually(
+            lambda: "blog is missing; make it again with: fsworker init" in (tmp_path / "log").read_text(), 20
+        )
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +85,3 @@ def test_an_application_that_is_registered_while_the_worker_runs_is_served(one_a
     result = one_app.client("late").ingest(b"late").get(timeout=30)
     assert result.hash == hashlib.sha1(b"late").hexdigest()
     assert one_app.client("shop").ingest(b"still here").get(timeout=30).size == 10
-
