@@ -17,7 +17,6 @@ import json
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -97,7 +96,9 @@ def parse_manifest(data: bytes) -> Manifest:
     except ValidationError as error:
         raise BrokenKeepSetError(f"its manifest is wrong: {describe(error)}") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BrokenKeepSetError(f"its manifest is no manifest ({type(error).__name__}: {shorten(str(error))})") from None
+        raise BrokenKeepSetError(
+            f"its manifest is no manifest ({type(error).__name__}: {shorten(str(error))})"
+        ) from None
     if manifest.count != sum(shard.count for shard in manifest.shards):
         raise BrokenKeepSetError(
             f"its manifest counts {manifest.count:,} hashes, but its shards {sum(s.count for s in manifest.shards):,}"
@@ -246,5 +247,3 @@ def _raw_hash(item: object, number: int) -> bytes:
         f"hash number {number + 1:,} is {shorten(item)}: expected 40 lower-case hexadecimal digits or 20 raw bytes{hint}. "
         f"Nothing was published"
     )
-
-

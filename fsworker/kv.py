@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -142,9 +142,90 @@ class KV:
                 pipe.publish(key, text)
             pipe.execute()
 
+    # -- keep-sets -------------------------------------------------------------------------------------------------
+
+    def read_many(self, keys: Sequence[str], max_bytes: int) -> list[bytes | None]:
+        """The strings under several keys, in one round trip; ``None`` for a key that is missing or holds no string.
+
+        One that is longer than ``max_bytes`` is cut after one byte more: a stranger's key cannot fill our memory.
+        """
+        with self.errors(), self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.getrange(key, 0, max_bytes)
+            found = pipe.execute(raise_on_error=False)
+            for value in found:
+                if isinstance(value, Exception) and not str(value).startswith("WRONGTYPE"):
+                    raise value
+        return [value if isinstance(value, bytes) and value else None for value in found]
+
+    def write_many(self, items: Iterable[tuple[str, bytes]], expires_s: int) -> None:
+        """Set strings that expire, in one round trip."""
+        with self.errors(), self._redis.pipeline(transaction=False) as pipe:
+            for key, value in items:
+                pipe.set(key, value, ex=expires_s)
+            pipe.execute()
+
+    def expire_many(self, keys: Sequence[str], expires_s: int) -> bool:
+        """Let keys live so much longer. False when one of them is gone."""
+        with self.errors(), self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.expire(key, expires_s)
+            return all(pipe.execute())
+
+    def remove_many(self, keys: Sequence[str]) -> None:
+        """Remove keys; the server frees them in the background."""
+        if keys:
+            with self.errors():
+                self._redis.unlink(*keys)
+
+    def commit(self, key: str, decide: Callable[[bytes | None], Commit], max_bytes: int) -> bool:
+        """Replace the string ``key``, and change what lives how long, in one ``MULTI``; others see all of it or nothing.
+
+        ``decide`` is given the old value (at most ``max_bytes`` and one more of it), and again when somebody else was
+        faster; what it raises ends the attempt, with nothing changed. False when a key to be kept was gone.
+        """
+        with self.errors(), self._redis.pipeline(transaction=True) as pipe:
+            while True:
+                try:
+                    pipe.watch(key)
+                    commit = decide(_string_at(pipe, key, max_bytes))
+                    pipe.multi()
+                    for keep in commit.keep:
+                        pipe.persist(keep)
+                    for drop in commit.drop:
+                        pipe.expire(drop, commit.drop_after_s)
+                    pipe.set(key, commit.value)
+                    return all(pipe.execute()[: len(commit.keep)])
+                except redis.WatchError:
+                    continue
+
+    def memory_bytes(self, key: str) -> int:
+        """What a key costs the server (``MEMORY USAGE``); 0 for none."""
+        with self.errors():
+            return int(self._redis.memory_usage(key) or 0)
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What :meth:`KV.commit` does: the new ``value``; keys that no longer expire; keys that do, ``drop_after_s`` on."""
+
+    value: bytes
+    keep: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    drop_after_s: int = 0
+
+
+def _string_at(pipe: Any, key: str, max_bytes: int) -> bytes | None:
+    try:
+        return cast("bytes", pipe.getrange(key, 0, max_bytes)) or None
+    except redis.ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            return None
+        raise
 
 
 def unavailable(url: str, error: BaseException) -> RedisUnavailableError:

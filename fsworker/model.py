@@ -72,7 +72,7 @@ def check_upload_name(name: object) -> str:
     """Return ``name`` if it is allowed for an upload in a spool directory, else raise :class:`UploadRejectedError`."""
     if not isinstance(name, str) or not _UPLOAD.match(name):
         raise UploadRejectedError(
-            f"{shorten(name)} cannot name an upload: use 1 to 200 of a-z, A-Z, 0-9, '_', '+', '-' and '.', not starting with a dot"
+            f"{shorten(name)} cannot name an upload: use 1 to 200 of a-z, A-Z, 0-9, '_', '+', '-', '.', not starting with a dot"
         )
     return name
 

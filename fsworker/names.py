@@ -29,6 +29,18 @@ class Names:
         prefix = f"{self.namespace}.ingest."
         return queue.removeprefix(prefix) if queue.startswith(prefix) else None
 
+    def keep_prefix(self, app: str) -> str:
+        """What all keys of an application's keep-set begin with; only it may write them (design section 2)."""
+        return f"{self.namespace}:keep:{app}:"
+
+    def manifest_key(self, app: str) -> str:
+        """Where an application's committed manifest is."""
+        return f"{self.keep_prefix(app)}manifest"
+
+    def part_key(self, app: str, generation: str, shard: int, number: int) -> str:
+        """Where a part of a generation's shard is."""
+        return f"{self.keep_prefix(app)}{generation}:{shard:02x}:{number}"
+
     def unacked_prefix(self, role: str) -> str:
         """Prefix of the keys in which a role's workers note what they took; roles must not share them."""
         return f"{self.namespace}:{role}:"

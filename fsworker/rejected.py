@@ -10,7 +10,7 @@ from fsworker.errors import ConfigError, UploadNotFoundError, UploadRejectedErro
 from fsworker.handle import StoreHandle
 from fsworker.locks import job_lock
 from fsworker.model import check_job_id
-from fsworker.spool import SpooledRequest, SpoolDirectory, done_name, taken_name
+from fsworker.spool import SpoolDirectory, SpooledRequest, done_name, taken_name
 
 
 def find(handle: StoreHandle, stamp: str) -> ErrorEntry:

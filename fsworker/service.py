@@ -121,15 +121,17 @@ class Service:
         """
         app = app_of_job(job_id)
         check_job_id(job_id, app)
-        spool = self._spool(app)
+        try:
+            spool = self._spool(app)
+        except ConfigError as error:
+            return self._unservable(job_id, task, error)
         with self._holding(job_id) as obtained:
             if not obtained:
                 log.info("job %s is being done by another process; this message was delivered twice", job_id)
                 return None
-            job_or_outcome = self._begin(spool, job_id, task, kwargs)
-            if isinstance(job_or_outcome, Outcome):
-                return job_or_outcome
-            job = job_or_outcome
+            job = self._begin(spool, job_id, task, kwargs)
+            if job is None or isinstance(job, Outcome):
+                return job
             verdict = self._attempt(
                 job, lambda: self._worker.do(_understood(job), spool, job.id, self._progress(job.id))
             )
@@ -144,9 +146,13 @@ class Service:
         ``redelivered`` may have killed its worker, so it is split: each upload gets a message of its own.
         Returns ``{"jobs": [{"job_id", "state", …}]}``, the state ``queued`` for what was handed on or has to wait.
         """
-        app = app_of_job(batch_id)
-        spool = self._spool(app)
         items = {batch_job_id(batch_id, item.id, n): item for n, item in enumerate(batch.uploads)}
+        try:
+            spool = self._spool(app_of_job(batch_id))
+        except ConfigError as error:
+            return self._report(
+                batch_id, items, {job_id: self._unservable(job_id, "ingest", error) for job_id in items}
+            )
         if redelivered:
             return self._split(spool, items)
         outcomes: dict[str, Outcome] = {}
@@ -158,7 +164,7 @@ class Service:
                 begun = self._begin(spool, job_id, "ingest", item.as_ingest())
                 if isinstance(begun, Outcome):
                     outcomes[job_id] = begun
-                else:
+                elif begun is not None:
                     jobs.append(begun)
             ended = self._attempt_many(jobs)
             self._end(ended)
@@ -167,8 +173,28 @@ class Service:
 
     # -- begin -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any]) -> Job | Outcome:
-        """Make the job ready to be worked on, or return its outcome when it has one (repeated to who asks)."""
+    def _unservable(self, job_id: str, task: str, error: ConfigError) -> Outcome:
+        """The job's spool cannot be used, so its failure is told in Redis alone; whatever is in the spool stays there."""
+        log.error("job %s: %s", job_id, error)
+        outcome = Outcome.model_validate({"job_id": job_id, "task": task, "error": _failure(error)})
+        try:
+            self._kv.set_results([(job_id, meta_of_outcome(outcome))], self.settings.result_retention)
+        except RedisUnavailableError as problem:
+            log.warning("job %s: its failure could not be told: %s", job_id, problem)
+        return outcome
+
+    def _begin(self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any]) -> Job | Outcome | None:
+        """Make the job ready to be worked on, or return its outcome when it has one (repeated to who asks).
+
+        ``None``: not even that is possible now (a full disk); everything is as it was, the sweep rings again.
+        """
+        try:
+            return self._try_to_begin(spool, job_id, task, kwargs)
+        except (OSError, UnavailableError) as error:
+            log.warning("job %s cannot be begun now: %s", job_id, error)
+            return None
+
+    def _try_to_begin(self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any]) -> Job | Outcome:
         outcome = spool.read_outcome(job_id, owners=self._outcome_owners)
         if outcome is not None:
             return self._repeat(spool, job_id, outcome)

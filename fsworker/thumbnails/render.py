@@ -4,7 +4,8 @@ Sizes are computed in upright space, boxes and pixels are handled as stored, and
 
 *A thumbnail depends on the picture and its own specification alone*, never on what else was asked for along with it:
 else the same thumbnail would be stored in as many variants as there are applications. So thumbnails are not made one
-from another. They share a decode at a scale that follows from the picture; only a larger one has its own.
+from another. They share a decode at a scale that follows from the picture: a JPEG of many megapixels has two such, one
+for small thumbnails and one for large, and only what is larger still has its own.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from fsworker.thumbnails.outcome import Reporter
 from fsworker.thumbnails.resize import region_of, resize
 from fsworker.thumbnails.source import SourceFile
 
-SHARED_LONG_SIDE_PX = 2000
-"""A JPEG is decoded at the smallest scale that leaves at least this: enough for thumbnails of 1600 pixels."""
+SHARED_LONG_SIDES_PX = (640, 2000)
+"""A JPEG is decoded at the smallest scale that leaves at least this much: for thumbnails up to 512, and up to 1600."""
 DRAFT_GAP = 1.25
 """How much larger than a thumbnail its JPEG's decode must be, or the scaled decode's own filter would show."""
 
@@ -99,10 +100,23 @@ def _plan(
 
 def _scale(source: Source, thumbnail: Thumbnail) -> int:
     """At which part of its size (1, 2, 4 or 8) to decode for this thumbnail."""
-    if source.format != "JPEG":
+    if source.scans is None:  # no JPEG
         return 1
-    region = region_of(thumbnail, source)
-    needed = max(region.scale * DRAFT_GAP, SHARED_LONG_SIDE_PX / max(source.size))
+    needed = region_of(thumbnail, source).scale * DRAFT_GAP
+    shared = _shared_scales(max(source.size), source.scans.single)
+    return next((scale for scale in shared if 1 / scale >= needed), _largest_scale(needed))
+
+
+def _shared_scales(long_side: int, cheap: bool) -> tuple[int, ...]:
+    """The scales that are decoded for whatever fits them, the smallest picture first.
+
+    Where one is half the other, or each decode is costly (progressive), the second saves less than it costs.
+    """
+    small, large = (_largest_scale(side / long_side) for side in SHARED_LONG_SIDES_PX)
+    return (small, large) if cheap and small > 2 * large else (large,)
+
+
+def _largest_scale(needed: float) -> int:
     return next((scale for scale in (8, 4, 2) if 1 / scale >= needed), 1)
 
 

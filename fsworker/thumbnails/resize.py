@@ -10,7 +10,7 @@ from PIL import Image
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.decode import Source
 
-REDUCING_GAP = 2.0
+REDUCING_GAP = 1.9
 """Large pictures are averaged down by whole numbers first, to no less than this times the thumbnail's size."""
 
 
