@@ -289,6 +289,8 @@ def _open_spool(settings: Settings, app: str) -> SpoolDirectory:
         return SpoolDirectory(path, app)
     if settings.store is None:
         raise ConfigError("neither FSWORKER_STORE (the store) nor FSWORKER_SPOOL (only the application's spool) is set")
+    if not os.path.exists(settings.store / layout.CONFIG_FILE):
+        StoreHandle(settings.store).close()  # raises, and says what is wrong with the path
     return SpoolDirectory(settings.store / layout.SPOOL / app, app)
 
 

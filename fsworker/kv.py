@@ -187,7 +187,7 @@ class KV:
         with self.errors(), self._redis.pipeline(transaction=True) as pipe:
             while True:
                 try:
-                    pipe.watch(key)
+                    cast("Any", pipe).watch(key)  # untyped in redis-py
                     commit = decide(_string_at(pipe, key, max_bytes))
                     pipe.multi()
                     for keep in commit.keep:

@@ -4,7 +4,8 @@ Theory of operation. A put makes a *candidate*: the content, its hash, and (when
 Then, until one of them succeeds:
 
 * the name is taken: freshen the stored file under the shared shard lock, so that no collection may take it from here
-  on, then compare the bytes. Equal: a duplicate. Different: :mod:`fsworker.heal` decides between rot and a collision;
+  on, then compare the bytes. Equal: a duplicate. Different: :mod:`fsworker.heal` decides between rot and a collision.
+  A file that is young enough as it is needs no lock: it is in its place, and no cutoff reaches it;
 * the name is free: link the candidate under the shared shard lock. Whoever loses that race starts again.
 
 A name is only ever created by ``link`` (whole or not at all) or replaced by ``rename`` with the same content, so a
@@ -150,11 +151,14 @@ class ObjectStore(Stager):
         is none (any more). Replacing always syncs what it puts in place: a good copy that a power cut empties would be
         worse than the rot.
         """
-        stored_fd = self._try_open(candidate.hash)
+        status = self.status(candidate.hash)
+        if status is None:
+            return None
+        stored_fd = self._open_name(candidate.hash)
         if stored_fd is None:
             return None
         try:
-            touch = self._touch(candidate.hash, stored_fd)
+            touch = Touch.FRESH if self._is_young(status) else self._touch(candidate.hash, stored_fd)
             if touch is Touch.GONE:
                 return None
             if not _same(candidate, stored_fd):
@@ -264,13 +268,17 @@ class ObjectStore(Stager):
             mine = os.fstat(fd)
             if not self._is_current(name, mine):
                 return Touch.GONE
-            if 0 <= self.recent_clock() - mine.st_ctime < self.grace_s / 8:
+            if self._is_young(mine):
                 return Touch.FRESH
             try:
                 os.fchmod(fd, stat.S_IMODE(mine.st_mode))
             except PermissionError:
                 return Touch.FOREIGN
             return Touch.FRESH
+
+    def _is_young(self, status: os.stat_result) -> bool:
+        """So young that no collection may take it: a cutoff is never later than now, less the grace, less an eighth."""
+        return 0 <= self.recent_clock() - status.st_ctime < self.grace_s / 8
 
     def _is_current(self, name: Hash, status: os.stat_result) -> bool:
         current = self.status(name)

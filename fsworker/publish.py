@@ -113,10 +113,12 @@ class KeepSets:
         writing = _Writing(kv, self._names, self._app, progress)
         try:
             manifest = writing.write(_opened(hashes), self._store_id, snapshot_s, allow_empty=allow_empty)
-            _commit(kv, self._names, manifest, writing.keys)
+            renew(kv, writing.keys)
         except BaseException:
             writing.abandon()
             raise
+        # Not abandoned when the commit fails: it may have been done all the same, and else the parts expire.
+        _commit(kv, self._names, manifest, writing.keys)
         return Published(self._app, manifest.count, snapshot_s, manifest.generation, time.monotonic() - began_s)
 
 
@@ -249,7 +251,6 @@ def renew(kv: KV, keys: list[str]) -> None:
 
 def _commit(kv: KV, names: Names, manifest: Manifest, keys: list[str]) -> None:
     """Put the manifest in force, unless a keep-set with a later snapshot is."""
-    renew(kv, keys)
     now_s = manifest.published_time
 
     def decide(old: bytes | None) -> Commit:

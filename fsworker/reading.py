@@ -102,19 +102,23 @@ class ObjectReader(StoreHandle):
 
     def _try_open(self, name: Hash) -> int | None:
         """Open a stored file. ``None`` when there is none, or when what is there is no regular file."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            fd = os.open(layout.data_name(name), flags, dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno == errno.ELOOP:  # a symbolic link
-                return None
-            raise
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        fd = self._open_name(name)
+        if fd is None or stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
         return None
+
+    def _open_name(self, name: Hash) -> int | None:
+        """Open what has that name, be it a file or not. ``None`` when there is nothing, or a symbolic link."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            return os.open(layout.data_name(name), flags, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
 
 
 def _is_pair(name: str) -> bool:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ PRODUCER_SETTINGS: Mapping[str, Any] = {
     "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1},
     "task_ignore_result": True,
 }
+_MAX_CONNECTIONS = 10
 _TRANSPORT_OPTIONS = {"socket_connect_timeout": 3, "socket_timeout": 15, "socket_keepalive": True}
 
 
@@ -40,20 +43,42 @@ def queue_named(name: str) -> Queue:
 
 
 class Sender:
-    """Sends tasks through a Celery app. Raises :class:`RedisUnavailableError`; then nothing was sent, or perhaps it was."""
+    """Sends tasks through a Celery app. Raises :class:`RedisUnavailableError`; then nothing was sent, or perhaps it was.
+
+    The connections are its own, made anew in each process: Celery's are shared by all apps of a process and inherited
+    by a fork, and web servers fork (``gunicorn --preload``) after the application was loaded.
+    """
 
     def __init__(self, app: Celery, redis_url: str) -> None:
         self._app = app
         self._url = redis_url
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._pool: Any = None
 
     def __call__(self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None:
         try:
-            self._app.send_task(
-                task, kwargs=dict(kwargs), queue=queue_named(queue), task_id=task_id, ignore_result=True
-            )
+            with self._connections().acquire(block=True) as connection:
+                self._app.send_task(
+                    task,
+                    kwargs=dict(kwargs),
+                    queue=queue_named(queue),
+                    task_id=task_id,
+                    ignore_result=True,
+                    connection=connection,
+                )
         except (OperationalError, OSError) as error:
             raise unavailable(self._url, error) from error
 
+    def _connections(self) -> Any:
+        with self._lock:
+            if self._pid != os.getpid():
+                self._pool = self._app.connection_for_write().Pool(_MAX_CONNECTIONS)
+                self._pid = os.getpid()
+            return self._pool
+
     def close(self) -> None:
-        """Close the connections."""
-        self._app.close()
+        """Close this process's connections."""
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.force_close_all()
+        self._pool, self._pid = None, 0

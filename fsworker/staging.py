@@ -54,23 +54,27 @@ class Stager(ObjectReader):
 
     def stage_source(self, fd: int) -> Candidate:
         """:meth:`stage_descriptor` for a file of the caller's own, whose read errors are raised as they are."""
-        candidate = self._stage_clone(fd, None, None)
-        return candidate or self.stage(of_source(durable.descriptor_into(fd)))
+        return self.stage(of_source(durable.descriptor_into(fd)), source_fd=fd)
 
     def stage_descriptor(
         self, fd: int, max_bytes: int | None = None, progress: Callable[[int], None] | None = None
     ) -> Candidate:
-        """Read a descriptor to its end, as :meth:`stage`; where the filesystem can, share its blocks instead."""
-        candidate = self._stage_clone(fd, max_bytes, progress)
-        return candidate or self.stage(durable.descriptor_into(fd), max_bytes, progress)
+        """Read a descriptor to its end, as :meth:`stage`."""
+        return self.stage(durable.descriptor_into(fd), max_bytes, progress, source_fd=fd)
 
     def stage(
         self,
         read_into: Callable[[memoryview], int],
         max_bytes: int | None = None,
         progress: Callable[[int], None] | None = None,
+        *,
+        source_fd: int | None = None,
     ) -> Candidate:
-        """Read content to its end. What fits one buffer stays in memory; more goes to an unnamed file at once."""
+        """Read content to its end. What fits one buffer stays in memory; more goes to an unnamed file at once.
+
+        ``source_fd``: what ``read_into`` reads, if that is a file; where the filesystem can, its blocks are shared.
+        Raises :class:`UploadRejectedError` past ``max_bytes``.
+        """
         with durable.borrowed_buffer() as room:
             filled = 0
             while filled < len(room) and (count := read_into(room[filled:])):
@@ -81,7 +85,10 @@ class Stager(ObjectReader):
                 return candidate_of(bytes(room[:filled]))
             fd = self.open_unnamed()
             try:
-                copied = durable.copy_hashed(read_into, fd, max_bytes, progress, head=room)
+                if source_fd is not None and self._clone(source_fd, fd, filled):
+                    copied = self._hash_clone(fd, max_bytes, progress)
+                else:
+                    copied = durable.copy_hashed(read_into, fd, max_bytes, progress, head=room)
             except durable.TooLargeError:
                 durable.close_unnamed(fd)
                 raise _too_large(max_bytes) from None
@@ -90,28 +97,22 @@ class Stager(ObjectReader):
                 raise
         return Candidate(Hash(copied.sha1), copied.size_bytes, fd=fd)
 
-    def _stage_clone(
-        self, source_fd: int, max_bytes: int | None, progress: Callable[[int], None] | None
-    ) -> Candidate | None:
-        """A candidate that shares the blocks of a large file; ``None`` where the filesystem cannot."""
-        status = os.fstat(source_fd)
-        if self._cannot_clone or not stat.S_ISREG(status.st_mode) or status.st_size <= durable.BUFFER_BYTES:
-            return None
-        if os.lseek(source_fd, 0, os.SEEK_CUR) != 0:
-            return None
-        fd = self.open_unnamed()
-        try:
-            if not durable.clone(source_fd, fd):
-                self._cannot_clone = status.st_dev == os.fstat(fd).st_dev
-                durable.close_unnamed(fd)
-                return None
-            if max_bytes is not None and os.fstat(fd).st_size > max_bytes:
-                raise _too_large(max_bytes)
-            copied = durable.hash_descriptor(fd, progress)  # of the clone: nobody else can write to it
-        except BaseException:
-            durable.close_unnamed(fd)
-            raise
-        return Candidate(Hash(copied.sha1), copied.size_bytes, fd=fd)
+    def _clone(self, source_fd: int, fd: int, filled: int) -> bool:
+        """Share the blocks of a regular file that was read from its beginning. False where that cannot be."""
+        if self._cannot_clone or not stat.S_ISREG(os.fstat(source_fd).st_mode):
+            return False
+        if os.lseek(source_fd, 0, os.SEEK_CUR) != filled:
+            return False
+        cloned = durable.clone(source_fd, fd)
+        if not cloned and os.fstat(source_fd).st_dev == os.fstat(fd).st_dev:
+            self._cannot_clone = True  # do not ask again
+        return cloned
+
+    def _hash_clone(self, fd: int, max_bytes: int | None, progress: Callable[[int], None] | None) -> durable.Copied:
+        """Hash what was cloned (and not what it was cloned from: that may change)."""
+        if max_bytes is not None and os.fstat(fd).st_size > max_bytes:
+            raise durable.TooLargeError
+        return durable.hash_descriptor(fd, progress)
 
     def open_unnamed(self) -> int:
         """A file for content that is to be stored; :func:`fsworker.durable.close_unnamed` closes it."""

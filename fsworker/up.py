@@ -6,7 +6,6 @@ The demo and the tests run the same thing, so what is shown is what is used.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ from fsworker.kv import KV
 from fsworker.layout import SPOOL
 from fsworker.objects import ObjectStore
 from fsworker.sending import Sender, make_producer
-from fsworker.state import REDIS_DIRECTORY, UP_FILE, make_state_directory, write_up_file
+from fsworker.state import REDIS_DIRECTORY, UP_FILE, make_state_directory, only_one, write_up_file
 from fsworker.supervise import Child
 from fsworker.sweep import sweep
 
@@ -73,7 +72,7 @@ def stack(settings: Settings, *, log_dir: Path | None = None) -> Iterator[Stack]
         store = held.enter_context(ObjectStore(settings.store, durability=settings.durability, grace_s=settings.grace))
         check_worker(store)
         state_dir = make_state_directory(settings, store.config.store_id)
-        held.enter_context(_only_one(state_dir))
+        held.enter_context(only_one(state_dir / "up.lock", "an 'fsworker up'"))
         children: list[Child] = []
         if settings.redis_url:
             url = settings.redis_url
@@ -126,18 +125,3 @@ def _alive_since_now(state_dir: Path, role: str) -> Callable[[], bool]:
             return False
 
     return alive
-
-
-@contextlib.contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    fd = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another 'fsworker up' runs for this store (its state is in {state_dir}); stop it first"
-            ) from None
-        yield
-    finally:
-        os.close(fd)

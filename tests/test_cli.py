@@ -253,7 +253,7 @@ def test_stats_says_where_redis_is(stack: RunningStack) -> None:
 
 def test_a_second_up_on_the_same_store_is_refused(stack: RunningStack) -> None:
     done = fsworker("up", stack.store_path, check=2, env=stack.environment)
-    assert "another 'fsworker up' runs for this store" in done.stderr
+    assert "an 'fsworker up' runs already for this store" in done.stderr
 
 
 def test_refused_uploads_are_listed_retried_and_discarded(tmp_path: Path) -> None:

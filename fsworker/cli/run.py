@@ -14,7 +14,7 @@ from fsworker.celery import make_app
 from fsworker.checks import check_worker
 from fsworker.cli.common import json_option, open_store, reporting, settings_for, stderr, store_option, warn_root
 from fsworker.config import Settings
-from fsworker.state import make_state_directory
+from fsworker.state import make_state_directory, only_one
 from fsworker.supervise import Supervisor
 from fsworker.up import Stack, stack
 
@@ -66,13 +66,14 @@ def worker(role: str | None, concurrency: int | None, pool: str, loglevel: str, 
 @store_option
 @reporting
 def beat(loglevel: str, store: Path | None) -> None:
-    """Run the clock that starts maintenance. One for a store; a second does no harm."""
+    """Run the clock that starts maintenance. One for a host and store; a second one elsewhere does no harm."""
     settings = settings_for(store, role="maintenance")
     with open_store(settings) as handle:
         directory = make_state_directory(settings, handle.config.store_id)
     app = _celery(settings)
-    schedule = f"--schedule={directory / 'beat-schedule'}"
-    app.start(["--quiet", "beat", f"--loglevel={loglevel}", schedule, f"--pidfile={directory / 'beat.pid'}"])
+    # A lock, not a pid file: what a killed beat leaves behind never stops the next one.
+    with only_one(directory / "beat.lock", "a beat"):
+        app.start(["--quiet", "beat", f"--loglevel={loglevel}", f"--schedule={directory / 'beat-schedule'}"])
 
 
 def _celery(settings: Settings) -> Celery:

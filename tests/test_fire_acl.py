@@ -1,0 +1,391 @@
+"""Redis users as ``fsworker.acl`` writes them: the whole of fsworker works under them, and an application does no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from hostile_messages import plain_bytes
+from kombu import Exchange, Queue
+from processes import eventually
+
+from fsworker.acl import acl_file, all_users, digest
+from fsworker.client import Client
+from fsworker.config import load_settings
+from fsworker.guard import GuardedProcess
+from fsworker.kv import connect
+from fsworker.names import Names
+from fsworker.serverbinary import find_server
+from fsworker.store import Store
+
+NAMES = Names()
+APPS = ["shop", "blog", "shop-2"]
+USERS = all_users(NAMES, APPS)
+PASSWORDS = {user.name: f"secret-of-{user.name}" for user in USERS}
+UUID = "0123abcd-0000-4000-8000-0123456789ab"
+
+
+class Guarded:
+    """A Redis that reads the generated file, and its URL for each user."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "s"
+        acl = directory / "users.acl"
+        acl.write_text(acl_file(USERS, PASSWORDS))
+        self.log = directory / "redis.log"
+        flags = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(acl), "--logfile", str(self.log)]
+        self.process = GuardedProcess([str(find_server().path), *flags, "--dir", str(directory), "--save", ""])
+        assert eventually(self._answers), self.log.read_text()
+        self.admin = self.connect("fsworker-admin")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.connect("fsworker-admin").ping())
+        except redis.ConnectionError:
+            return False
+
+    def url(self, user: str) -> str:
+        return f"redis+socket://{user}:{PASSWORDS[user]}@{self.socket}?virtual_host=0"
+
+    def connect(self, user: str) -> redis.Redis:
+        return connect(self.url(user))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    server = Guarded(tmp_path_factory.mktemp("acl"))
+    yield server
+    server.admin.close()
+    server.process.stop(signal.SIGTERM, 5)
+
+
+@contextmanager
+def process(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[None]:
+    with log.open("w") as output:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "fsworker", *arguments],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield
+        assert started.poll() is None, log.read_text()
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+@pytest.fixture(scope="module")
+def installation(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store, its two workers and beat, each as its own Redis user; gives the store's directory."""
+    directory = tmp_path_factory.mktemp("installation")
+    Store.create(directory / "store", apps=APPS).close()
+    common = {
+        "FSWORKER_STORE": str(directory / "store"),
+        "FSWORKER_STATE_DIR": str(directory / "state"),
+        "FSWORKER_SWEEP_EVERY": "1s",
+        "FSWORKER_VISIBILITY_TIMEOUT": "5s",
+        "FSWORKER_CONCURRENCY": "1",
+    }
+    with ExitStack() as running:
+        for user, arguments in {
+            "fsworker-ingest": ["worker", "--role=ingest"],
+            "fsworker-maintenance": ["worker", "--role=maintenance"],
+            "fsworker-beat": ["beat"],
+        }.items():
+            environment = {**common, "FSWORKER_REDIS_URL": guarded.url(user)}
+            running.enter_context(process(directory / f"{user}.log", environment, *arguments))
+        for user in ("fsworker-ingest", "fsworker-maintenance"):
+            assert eventually(lambda user=user: " ready." in (directory / f"{user}.log").read_text(), 30)  # type: ignore[misc]
+        yield directory
+    for log in directory.glob("*.log"):
+        assert "secret-of-" not in log.read_text(), log.name
+        assert "NOPERM" not in log.read_text(), log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture
+def client(guarded: Guarded, installation: Path) -> Iterator[Client]:
+    url = guarded.url("fsworker-app-shop")
+    with Client("shop", settings=load_settings(environ={}, store=installation / "store", redis_url=url)) as made:
+        yield made
+
+
+def denied(guarded: Guarded) -> list[str]:
+    """What Redis refused since the last look, but for what redis-py asks without need."""
+    entries = [(entry["object"], entry["username"]) for entry in guarded.admin.acl_log()]
+    guarded.admin.acl_log_reset()
+    return [f"{user}: {name}" for name, user in entries if not name.startswith(("client|setinfo", "client|maint"))]
+
+
+# What works
+
+
+def test_the_main_job_works_under_the_rules(guarded: Guarded, client: Client) -> None:
+    guarded.admin.acl_log_reset()
+    jobs = [client.ingest(b"one"), *client.ingest_many([b"two", b"three"])]
+    hashes = [job.get(timeout=30).hash for job in jobs]
+    assert client.claim(hashes).get(timeout=30)["present"] == hashes
+    # Results came through Redis as well as through the spool.
+    assert eventually(lambda: all(guarded.admin.exists(f"celery-task-meta-{job.id}") for job in jobs))
+    assert denied(guarded) == []
+
+
+def test_the_sweep_works_under_the_rules(guarded: Guarded, client: Client) -> None:
+    """A job that Redis never heard of is rung for by beat, maintenance and ingest together."""
+    guarded.admin.acl_log_reset()
+    client._ring = lambda *_: None  # type: ignore[method-assign]
+    assert client.ingest(b"silent").get(timeout=60).size == 6
+    assert denied(guarded) == []
+
+
+def test_a_stock_producer_works_under_the_rules(guarded: Guarded, installation: Path) -> None:
+    guarded.admin.acl_log_reset()
+    url = guarded.url("fsworker-app-shop")
+    queue = "fsworker.ingest.shop"
+    producer = Celery(broker=url, backend=url, set_as_current=False)
+    producer.conf.task_queues = [Queue(queue, Exchange(""), queue, no_declare=True)]
+    (installation / "store/Spool/shop/photo").write_bytes(b"stock")
+    answer = producer.send_task("fsworker.ingest", kwargs={"upload": "photo"}, queue=queue, task_id=f"shop.{UUID}")
+    assert answer.get(timeout=30)["size"] == 5
+    assert denied(guarded) == []
+    producer.close()
+
+
+def test_publishing_a_keep_set_works_under_the_rules(guarded: Guarded, client: Client) -> None:
+    guarded.admin.acl_log_reset()
+    client.keep.publish(lambda: iter([f"{number:040x}" for number in range(1000)]))
+    client.keep.publish(lambda: iter([f"{number:040x}" for number in range(2000)]))
+    assert guarded.connect("fsworker-maintenance").getrange(NAMES.manifest_key("shop"), 0, 10)
+    assert denied(guarded) == []
+
+
+def test_callbacks_are_taken_by_a_stock_worker_under_the_rules(
+    guarded: Guarded, client: Client, tmp_path: Path
+) -> None:
+    guarded.admin.acl_log_reset()
+    (tmp_path / "callbacks.py").write_text(
+        f"""
+from celery import Celery
+from kombu import Exchange, Queue
+app = Celery(broker={guarded.url("fsworker-app-shop")!r})
+app.conf.update(
+    task_queues=[Queue("fsworker.done.shop", Exchange(""), "fsworker.done.shop", no_declare=True)],
+    task_create_missing_queues=False, task_ignore_result=True, worker_enable_remote_control=False,
+    broker_transport_options={{"ack_emulation": False}},
+)
+@app.task(name="shop.attach")
+def attach(job_id, state, result=None, error=None):
+    open({str(tmp_path / "attached")!r}, "a").write(f"{{job_id}} {{state}}\\n")
+"""
+    )
+    command = [sys.executable, "-m", "celery", "-A", "callbacks", "worker", "--pool=solo", "--without-gossip"]
+    worker = subprocess.Popen(
+        [*command, "--without-mingle", "--without-heartbeat"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        job = client.ingest(b"attach me", on_done="shop.attach")
+        attached = tmp_path / "attached"
+        assert eventually(lambda: attached.exists() and attached.read_text() == f"{job.id} done\n", 30)
+    finally:
+        worker.terminate()
+        worker.wait(30)
+    assert denied(guarded) == []
+
+
+# What does not
+
+KEEP = "fsworker:keep:blog:"
+BLOG_RESULT = f"celery-task-meta-blog.{UUID}"
+OWN_RESULT = f"celery-task-meta-shop.{UUID}"
+COMMANDS: list[tuple[Any, ...]] = [
+    # others' queues, and reading its own
+    ("LPUSH", "fsworker.ingest.blog", "x"),
+    ("LPUSH", "fsworker.ingest.shop-2", "x"),
+    ("LPUSH", "fsworker.ingest.shop\x06\x163", "x"),
+    ("LPUSH", "fsworker.maintenance", "x"),
+    ("LPUSH", "fsworker.done.blog", "x"),
+    ("LPUSH", "fsworker.done.shop-2", "x"),
+    ("LPUSH", "celery", "x"),
+    ("RPUSH", "fsworker.ingest.shop", "x"),
+    ("LRANGE", "fsworker.ingest.shop", "0", "-1"),
+    ("RPOP", "fsworker.ingest.shop"),
+    ("BRPOP", "fsworker.ingest.blog", "1"),
+    ("BRPOP", "fsworker.done.shop", "fsworker.ingest.shop", "1"),
+    ("LMOVE", "fsworker.done.shop", "fsworker.maintenance", "LEFT", "LEFT"),
+    ("RPOPLPUSH", "fsworker.done.shop", "fsworker.maintenance"),
+    ("LTRIM", "fsworker.ingest.shop", "1", "0"),
+    ("DEL", "fsworker.ingest.shop"),
+    ("DEL", "fsworker.ingest.blog"),
+    ("RENAME", "fsworker.done.shop", "fsworker.maintenance"),
+    ("COPY", BLOG_RESULT, "fsworker:keep:shop:stolen"),
+    # others' results, and writing its own
+    ("GET", BLOG_RESULT),
+    ("MGET", OWN_RESULT, BLOG_RESULT),
+    ("GET", f"celery-task-meta-shop-2.{UUID}"),
+    ("GET", "celery-task-meta-*"),
+    ("SET", OWN_RESULT, "x"),
+    ("SET", BLOG_RESULT, "x"),
+    ("GETDEL", OWN_RESULT),
+    ("EXPIRE", OWN_RESULT, "1"),
+    ("DEL", OWN_RESULT),
+    ("SUBSCRIBE", BLOG_RESULT),
+    ("SUBSCRIBE", "celery-task-meta-*"),
+    ("PSUBSCRIBE", "*"),
+    ("PSUBSCRIBE", "celery-task-meta-shop.*"),
+    ("PUBLISH", OWN_RESULT, "x"),
+    ("PUBLISH", "/0.celery.pidbox", "x"),
+    # others' keep-sets
+    ("GET", f"{KEEP}manifest"),
+    ("SET", f"{KEEP}manifest", "x"),
+    ("SET", "fsworker:keep:shop-2:manifest", "x"),
+    ("SET", "fsworker:keep:shop", "x"),
+    ("APPEND", f"{KEEP}manifest", "x"),
+    ("DEL", f"{KEEP}manifest"),
+    ("UNLINK", f"{KEEP}manifest"),
+    ("EXPIRE", f"{KEEP}manifest", "1"),
+    ("SORT", "fsworker:keep:shop:x", "GET", f"{KEEP}manifest"),
+    # the workers' notes
+    ("HGETALL", "fsworker:ingest:unacked"),
+    ("HSET", "fsworker:ingest:unacked", "a", "x"),
+    ("ZADD", "fsworker:ingest:unacked_index", "1", "a"),
+    ("DEL", "fsworker:maintenance:unacked"),
+    ("SET", "fsworker:ingest:unacked_mutex", "x"),
+    ("SADD", "_kombu.binding.celery", "x"),
+    # the server
+    ("KEYS", "*"),
+    ("SCAN", "0"),
+    ("RANDOMKEY",),
+    ("DBSIZE",),
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("SWAPDB", "0", "1"),
+    ("MOVE", "fsworker:keep:shop:x", "1"),
+    ("CONFIG", "GET", "*"),
+    ("CONFIG", "SET", "dir", "/"),
+    ("EVAL", "return 1", "0"),
+    ("EVALSHA", "0" * 40, "0"),
+    ("SCRIPT", "LOAD", "return 1"),
+    ("FUNCTION", "LIST"),
+    ("ACL", "LIST"),
+    ("ACL", "WHOAMI"),
+    ("ACL", "SETUSER", "fsworker-app-shop", "+@all"),
+    ("CLIENT", "LIST"),
+    ("CLIENT", "KILL", "TYPE", "normal"),
+    ("CLIENT", "PAUSE", "1000"),
+    ("CLIENT", "NO-EVICT", "on"),
+    ("INFO",),
+    ("MONITOR",),
+    ("DEBUG", "SLEEP", "1"),
+    ("SHUTDOWN",),
+    ("SAVE",),
+    ("BGREWRITEAOF",),
+    ("REPLICAOF", "127.0.0.1", "1"),
+    ("SYNC",),
+    ("DUMP", "fsworker:keep:shop:x"),
+    ("RESTORE", "fsworker:keep:shop:x", "0", "x"),
+    ("MIGRATE", "127.0.0.1", "1", "x", "0", "1"),
+    ("OBJECT", "ENCODING", "fsworker.ingest.blog"),
+    ("MEMORY", "USAGE", "fsworker.ingest.blog"),
+    ("MEMORY", "DOCTOR"),
+    ("SLOWLOG", "GET"),
+    ("LATENCY", "LATEST"),
+    ("MODULE", "LIST"),
+    ("WAIT", "0", "0"),
+    ("XADD", "fsworker:keep:shop:x", "*", "a", "b"),
+    ("SETBIT", "fsworker:keep:shop:x", "4294967295", "1"),
+    ("SETRANGE", "fsworker:keep:shop:x", "500000000", "x"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:50])
+def test_an_application_may_not(command: tuple[str, ...], guarded: Guarded) -> None:
+    with guarded.connect("fsworker-app-shop") as attacker, pytest.raises(redis.NoPermissionError):
+        attacker.execute_command(*command)
+    assert guarded.admin.ping()
+
+
+def test_a_transaction_opens_nothing(guarded: Guarded) -> None:
+    with guarded.connect("fsworker-app-shop") as attacker, attacker.pipeline() as pipe:
+        pipe.lpush("fsworker.done.shop", "x")
+        pipe.lpush("fsworker.maintenance", "x")
+        with pytest.raises(redis.ResponseError):
+            pipe.execute()
+    assert guarded.admin.llen("fsworker.maintenance") == 0
+    assert guarded.admin.llen("fsworker.done.shop") == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("fsworker-ingest", ("LPUSH", "fsworker.maintenance", "x")),
+        ("fsworker-ingest", ("GET", f"{KEEP}manifest")),
+        ("fsworker-ingest", ("SET", f"{KEEP}manifest", "x")),
+        ("fsworker-ingest", ("HSET", "fsworker:maintenance:unacked", "a", "x")),
+        ("fsworker-ingest", ("EVAL", "return redis.call('SET', KEYS[1], 'x')", "1", f"{KEEP}manifest")),
+        ("fsworker-ingest", ("KEYS", "*")),
+        ("fsworker-ingest", ("CONFIG", "SET", "dir", "/")),
+        ("fsworker-ingest", ("BRPOP", "fsworker.done.shop", "1")),
+        ("fsworker-maintenance", ("SET", f"{KEEP}manifest", "x")),
+        ("fsworker-maintenance", ("DEL", f"{KEEP}manifest")),
+        ("fsworker-maintenance", ("BRPOP", "fsworker.ingest.shop", "1")),
+        ("fsworker-maintenance", ("HSET", "fsworker:ingest:unacked", "a", "x")),
+        ("fsworker-maintenance", ("FLUSHALL",)),
+        ("fsworker-beat", ("LPUSH", "fsworker.ingest.shop", "x")),
+        ("fsworker-beat", ("BRPOP", "fsworker.maintenance", "1")),
+        ("fsworker-beat", ("GET", OWN_RESULT)),
+    ],
+)
+def test_neither_may_our_own(user: str, command: tuple[str, ...], guarded: Guarded) -> None:
+    with guarded.connect(user) as connection, pytest.raises(redis.NoPermissionError):
+        connection.execute_command(*command)
+
+
+def test_a_script_may_not_do_what_its_user_may_not(guarded: Guarded) -> None:
+    with guarded.connect("fsworker-ingest") as connection:
+        script = connection.register_script("return redis.call('SET', KEYS[1], 'x')")
+        with pytest.raises(redis.NoPermissionError):
+            script(keys=[f"{KEEP}manifest"])
+        script = connection.register_script("return redis.call('SET', ARGV[1], 'x')")
+        with pytest.raises(redis.ResponseError, match="permission|ACL"):
+            script(keys=["fsworker:ingest:x"], args=[f"{KEEP}manifest"])
+
+
+def test_nobody_gets_in_without_a_password(guarded: Guarded) -> None:
+    with redis.Redis(unix_socket_path=str(guarded.socket)) as nobody, pytest.raises(redis.AuthenticationError):
+        nobody.ping()
+    with (
+        redis.Redis(unix_socket_path=str(guarded.socket), username="fsworker-app-shop", password="x") as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+
+
+def test_the_file_shows_no_password() -> None:
+    text = acl_file(USERS, PASSWORDS)
+    assert "secret-of-" not in text
+    assert all(digest(password) in text for password in PASSWORDS.values())
+
+
+def test_a_message_onto_its_own_queue_is_all_that_an_application_can_forge(
+    guarded: Guarded, installation: Path, client: Client
+) -> None:
+    with guarded.connect("fsworker-app-shop") as attacker:
+        attacker.lpush("fsworker.ingest.shop", plain_bytes(f"blog.{UUID}"), b"[]", b"{")
+    assert client.ingest(b"still there").get(timeout=30).size == 11
+    assert not guarded.admin.exists(BLOG_RESULT)
