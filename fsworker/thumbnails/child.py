@@ -21,6 +21,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from fsworker.specification import Thumbnail
+from fsworker.thumbnails.heap import use_large_pages
 from fsworker.thumbnails.limits import Limits, address_space_bytes, confine
 from fsworker.thumbnails.outcome import MemoryFile, Report, Reporter, read_report
 
@@ -96,6 +97,7 @@ def _child(
     try:
         gc.disable()  # a collection would touch, and so copy, the pages that are shared with the parent
         confine_itself()
+        use_large_pages()
         engine(fd, specifications, limits, reporter)
         code = 0
     except MemoryError:

