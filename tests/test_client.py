@@ -69,7 +69,7 @@ def test_many_uploads_do_not_each_wait_for_an_absent_redis(offline: Client) -> N
     [
         ({}, "FSWORKER_STORE"),
         ({"spool": "/no/such/spool", "redis_url": "redis://x"}, "is not registered"),
-        ({"store": "/no/such/store"}, "/no/such/store does not exist; make a store there"),
+        ({"store": "/no/such/store"}, "/no/such/store does not exist; make a store"),
         ({"store": "/usr"}, "has no FileStruct.json"),
     ],
 )

@@ -206,6 +206,8 @@ class Run:
         def rename(source: Any, target: Any, **kwargs: Any) -> None:
             self._stop("rename", f"{source} → {target}")
             real.rename(source, target, **kwargs)
+            status = real.stat(target, dir_fd=kwargs["dst_dir_fd"], follow_symlinks=False)
+            self.ages[status.st_ino] = 2  # as on ext4 and xfs: what was moved to trash looks young, too
 
         def unlink(path: Any, **kwargs: Any) -> None:
             self._stop("unlink", path)

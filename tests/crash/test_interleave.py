@@ -21,7 +21,8 @@ from .scenarios import NEIGHBOUR, Scenario, sha1
 TORTURE = os.environ.get("FSWORKER_TORTURE") == "1"
 NAME = parse_hash(sha1(NEIGHBOUR))
 STAMPS = ("20200101000000-00000000-00000001", "20210101000000-00000000-00000002")
-CUTOFF = 1.0
+CUTOFF = 1.0  # what has age 0 goes, what was touched since (age 2) stays
+GRACE_S = 8.0  # what has age 2 now, at 2, is younger than an eighth of it
 PRESENT = Scenario("", lambda store, acknowledge: None)
 ROTTEN = Scenario("", lambda store, acknowledge: None, stored=(), rotten=((NEIGHBOUR, b"rot"),))
 
@@ -61,7 +62,7 @@ WORDS = {
 }
 
 
-def run(base: Path, words: list[str], scenario: Scenario = PRESENT, **bounds: int) -> Explored:
+def run(base: Path, words: list[str], scenario: Scenario = PRESENT, grace_s: float = GRACE_S, **bounds: int) -> Explored:
     template = base / "template"
     if not template.exists():
         scenario.prepare(template)
@@ -82,9 +83,9 @@ def run(base: Path, words: list[str], scenario: Scenario = PRESENT, **bounds: in
     def operations(root: Path) -> dict[str, Operation]:
         made = {}
         for number, word in enumerate(words):
-            store = ObjectStore(root, durability="none")
+            store = ObjectStore(root, durability="none", grace_s=grace_s)
             store.prepare()
-            store.recent_clock()
+            store.recent_clock = lambda: 2.0  # type: ignore[method-assign] - in the steps of the scheduler's ages
             stores.append(store)
             made[f"{word} {number}"] = WORDS[word](store)
         return made
@@ -112,8 +113,9 @@ def read(path: Path) -> bytes | None:
 
 
 @pytest.mark.parametrize("words", [["ingest", "collect"], ["claim", "collect"], ["ingest", "ingest"], ["ingest", "claim"]])
-def test_two_at_once_in_every_order_with_every_death(base: Path, words: list[str]) -> None:
-    explored = run(base, words, preemptions=100 if TORTURE else 2, kills=1, at_most=100_000)
+@pytest.mark.parametrize("grace_s", [0.0, GRACE_S])
+def test_two_at_once_in_every_order_with_every_death(base: Path, words: list[str], grace_s: float) -> None:
+    explored = run(base, words, grace_s=grace_s, preemptions=100 if TORTURE else 2, kills=1, at_most=100_000)
     assert explored.complete
     assert explored.schedules > 50
 
