@@ -23,8 +23,9 @@ from fsworker.names import Names
 _CONNECT = ("+hello", "+auth", "+ping", "+select", "+client|setname", "+client|id")
 _TRANSACTION = ("+multi", "+exec", "+discard", "+unwatch")
 # kombu keeps messages of priority 3, 6 and 9 in lists named queue, \x06\x16, number: see its redis transport, ``sep``.
-# No name of an application has such a character, so this is none of another's.
-_PRIORITIES = "[^a-z0-9_-]*"
+# No name of an application has such a character, so this is none of another's. (The hyphen stands first, because
+# Redis reads any later one as a range.)
+_PRIORITIES = "[^-a-z0-9_]*"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,12 @@ def maintenance_user(names: Names) -> RedisUser:
             "+time",
             "+info",
             _selector(
-                "+brpop +rpop +lpush +rpush +llen", f"~{names.maintenance_queue} ~{names.maintenance_queue}[^a-z]*"
+                "+brpop +rpop +lpush +rpush +llen",
+                f"~{names.maintenance_queue} ~{names.maintenance_queue}{_PRIORITIES}",
             ),
             _selector("+lpush +llen", f"~{names.ingest_queue('*')}"),
             _selector("+lpush", f"%W~{names.done_queue('*')}"),
-            _selector("+hlen", f"%R~{names.unacked_key('ingest')}"),
+            _selector("+hlen +hgetall", f"%R~{names.unacked_key('ingest')} %R~{names.refused_key('ingest')}"),
             _selector("+get +getrange +strlen +memory|usage", f"%R~{names.keep_prefix('*')}*"),
         ),
     )
@@ -114,10 +116,14 @@ def all_users(names: Names, apps: Sequence[str]) -> list[RedisUser]:
 def acl_file(users: Sequence[RedisUser], passwords: Mapping[str, str]) -> str:
     """The text of an ACL file (``aclfile``): these users by their passwords' SHA-256, and nobody without a password.
 
-    Redis reads such a file strictly: a user a line, no comments. ``passwords`` has one for each user's name.
+    Redis reads such a file strictly: a user a line, no comments. A user who has none in ``passwords`` (by name) cannot
+    log in.
     """
     lines = ["user default reset off"]
-    lines += [f"user {user.name} reset on {digest(passwords[user.name])} {' '.join(user.rules)}" for user in users]
+    for user in users:
+        password = passwords.get(user.name)
+        secret = "resetpass" if password is None else digest(password)
+        lines.append(f"user {user.name} reset on {secret} {' '.join(user.rules)}")
     return "\n".join(lines) + "\n"
 
 
@@ -132,7 +138,10 @@ def _worker(names: Names, role: str) -> tuple[str, ...]:
         *_only(*_CONNECT, *_TRANSACTION, "+script|load"),
         f"&{RESULT_PREFIX}*",
         # evalsha: redis-py's lock is released by a script; what that does is held against these rules as well.
-        _selector("+zadd +zrem +zrange +hset +hdel +hget +hlen +set +get +del +watch +evalsha", f"~{unacked}*"),
+        _selector(
+            "+zadd +zrem +zrange +hset +hdel +hget +hlen +hincrby +hgetall +set +get +del +watch +evalsha",
+            f"~{unacked}*",
+        ),
         _selector("+get +set +setex +publish", f"~{RESULT_PREFIX}* &{RESULT_PREFIX}*"),
     )
 

@@ -19,11 +19,11 @@ from fsworker.bootsteps import FollowApplications, Heartbeat, alive_file
 from fsworker.checks import check_worker
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError
-from fsworker.judge import QueueRules, Refused
-from fsworker.kv import KV, celery_url, meta_of_failure
-from fsworker.model import Failure
+from fsworker.judge import QueueRules
+from fsworker.kv import KV, celery_url
 from fsworker.names import SWEEP, TASK_PREFIX, Names
 from fsworker.objects import ObjectStore
+from fsworker.refusals import reporter
 from fsworker.sending import PRODUCER_SETTINGS, Sender, queue_named
 from fsworker.service import Service
 from fsworker.state import find_redis_url, make_state_directory
@@ -91,7 +91,7 @@ def make_app(settings: Settings) -> Celery:
         app.conf.beat_schedule = _schedule(settings, names)
     Heartbeat.path = alive_file(make_state_directory(settings, store.config.store_id), settings.role)
     app.steps["consumer"].add(Heartbeat)
-    configure(rules, _store_refusals(url, settings))
+    configure(rules, reporter(PerProcess(lambda: KV(url)), names, settings.role, settings.result_retention))
     celeryd_init.connect(lambda **_: _exit_on_error(store), weak=False)
     return app
 
@@ -154,18 +154,6 @@ def _ingest_rules(store: ObjectStore, names: Names) -> Callable[[str], QueueRule
         return known[queue]
 
     return rules
-
-
-def _store_refusals(url: str, settings: Settings) -> Callable[[Refused, str], None]:
-    """Tell the sender of a refused message why, under the id that it bore; a result that is there stays."""
-    kv = PerProcess(lambda: KV(url))
-
-    def report(refused: Refused, queue: str) -> None:  # noqa: ARG001 - the transport's signature
-        if refused.job_id is not None:
-            failure = Failure(type="UploadRejectedError", message=f"the message was refused: {refused.detail}")
-            kv().set_results([(refused.job_id, meta_of_failure(failure))], settings.result_retention, overwrite=False)
-
-    return report
 
 
 def __getattr__(name: str) -> Any:

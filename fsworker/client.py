@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
-from fsworker import durable, layout
+from fsworker import durable, layout, serving
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, RedisUnavailableError, StoreUnavailableError, UploadRejectedError
 from fsworker.handle import StoreHandle
@@ -39,6 +39,7 @@ from fsworker.model import (
     parse_hash,
 )
 from fsworker.names import CLAIM, INGEST, INGEST_MANY, THUMBNAIL, Names
+from fsworker.publish import KeepSets
 from fsworker.sending import Sender, make_producer
 from fsworker.specification import Thumbnail
 from fsworker.spool import STORE_NOTE, SpoolDirectory, SpooledRequest, part_name, request_name
@@ -98,9 +99,8 @@ class Client:
         :class:`StoreUnavailableError` when the bytes cannot be written (then nothing is left behind).
         """
         options = _options(thumbnails, max_bytes, media_types, max_pixels, on_done)
-        job_id, kwargs = self._drop(source, options)
-        with self._written():
-            self._spool.sync()
+        job_id, kwargs = self._write(source, options, sync=True)
+        self._commit([(job_id, kwargs)])
         self._ring(INGEST, kwargs, job_id)
         return self._job(job_id)
 
@@ -128,12 +128,13 @@ class Client:
             dropped: list[tuple[str, dict[str, Any]]] = []
             try:
                 for source in islice(iterator, per_message):
-                    dropped.append(self._drop(source, options))
+                    dropped.append(self._write(source, options, sync=False))
                 more = len(dropped) == per_message
             finally:  # what was dropped before an error is wanted all the same
                 if dropped:
                     with self._written():
-                        self._spool.sync()
+                        durable.syncfs(self._spool.fd)  # one for all, where each alone costs two fsyncs
+                    self._commit(dropped)
                     uploads = [{**kwargs, "id": job_id} for job_id, kwargs in dropped]
                     self._ring(INGEST_MANY, {"uploads": uploads}, new_job_id(self.app))
                     jobs.extend(self._job(job_id) for job_id, _ in dropped)
@@ -177,9 +178,53 @@ class Client:
         """A job by its id, from another process or after a restart. Raises :class:`UploadRejectedError` for another's."""
         return self._job(check_job_id(job_id, self.app))
 
+    @property
+    def keep(self) -> KeepSets:
+        """The application's keep-set: ``files.keep.publish(…)``, see :meth:`fsworker.publish.KeepSets.publish`."""
+        return KeepSets(self.app, self._names, self._store_id, self._redis)
+
     def check_redis(self) -> None:
         """Ask whether Redis is there. Raises :class:`ConfigError` or :class:`RedisUnavailableError`; no job needs this."""
         KV(find_redis_url(self.settings, self._store_id)).ping()
+
+    # -- serving ---------------------------------------------------------------------------------------------------
+
+    def response_headers(
+        self,
+        hash: str,  # noqa: A002 - the public name
+        filename: str | None = None,
+        media_type: str | None = None,
+        disposition: str = "inline",
+        *,
+        immutable: bool = False,
+        public: bool = False,
+    ) -> dict[str, str]:
+        """The headers of an empty 200 answer that makes nginx send a stored file, safely (:mod:`fsworker.serving`).
+
+        Give ``media_type`` as ingest found it; what browsers could execute becomes an attachment whatever
+        ``disposition`` says. ``immutable``: this URL will never mean another file, so browsers need not ask again.
+        Answer 304 yourself where :func:`fsworker.serving.not_modified` says so. With ``FSWORKER_SERVE_WITH=sendfile``
+        the header is ``X-Sendfile``, which needs ``FSWORKER_STORE``; with ``stream`` there is neither, send the bytes.
+        Decide first who may see the file: nothing is looked up here. Raises :class:`InvalidHashError`.
+        """
+        name, how = parse_hash(hash), self.settings.serve_with or "nginx"
+        headers = serving.file_headers(
+            name,
+            filename=filename,
+            media_type=media_type,
+            disposition=disposition,
+            immutable=immutable,
+            public=public,
+            inline_types=self.settings.serve_inline,
+        )
+        if how == "stream":
+            return headers
+        location = self.settings.serve_location
+        if how == "sendfile":
+            if self.settings.store is None:
+                raise ConfigError("FSWORKER_SERVE_WITH=sendfile needs the store's path: set FSWORKER_STORE")
+            location = str(self.settings.store / layout.DATA)
+        return {**headers, **serving.accelerated(name, how, location)}
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -195,24 +240,34 @@ class Client:
         self._ring(task, request, job_id)
         return self._job(job_id)
 
-    def _drop(self, source: Source, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Write request and upload, in this order; content on disk, names not yet. Returns job id and arguments."""
+    def _write(self, source: Source, options: dict[str, Any], *, sync: bool) -> tuple[str, dict[str, Any]]:
+        """Write the request and the upload, the latter under its ``.part`` name. Returns job id and arguments.
+
+        With ``sync`` their content is on disk. On an error neither is left.
+        """
         job_id, upload = new_job_id(self.app), uuid.uuid4().hex
         kwargs = {"upload": upload, **options}
         with self._written(), _reading(source) as read_into:
             try:
                 self._spool.write_request(job_id, self._spooled("ingest", kwargs), sync=False)
-                self._write_part(upload, read_into)
-                self._spool.rename(part_name(upload), upload)  # the commit
-                self._spool.sync_file(request_name(job_id))
+                self._write_part(upload, read_into, sync=sync)
+                if sync:
+                    self._spool.sync_file(request_name(job_id))
             except BaseException:
-                for name in (upload, part_name(upload), request_name(job_id)):
+                for name in (part_name(upload), request_name(job_id)):
                     with contextlib.suppress(OSError):
                         self._spool.remove(name)
                 raise
         return job_id, kwargs
 
-    def _write_part(self, upload: str, read_into: Any) -> None:
+    def _commit(self, written: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Give uploads whose content is on disk their names, durably: from here on they are accepted."""
+        with self._written():
+            for _, kwargs in written:
+                self._spool.rename(part_name(kwargs["upload"]), kwargs["upload"])
+            self._spool.sync()
+
+    def _write_part(self, upload: str, read_into: Any, *, sync: bool) -> None:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(part_name(upload), flags, 0o600, dir_fd=self._spool.fd)
         try:
@@ -220,7 +275,8 @@ class Client:
                 while count := read_into(room):
                     durable.write_all(fd, room[:count])
             os.fchmod(fd, 0o640)  # the worker reads it through the directory's group, whatever the umask
-            os.fsync(fd)
+            if sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -265,6 +321,11 @@ class Client:
                 return None  # only when none is configured: 'fsworker up' may be started later
             self._wire = KV(url), Sender(make_producer(url), url)
         return self._wire
+
+    def _redis(self) -> KV:
+        """The connection to Redis. Raises :class:`ConfigError` that says why there is none."""
+        wire = self._connection()
+        return wire[0] if wire is not None else KV(find_redis_url(self.settings, self._store_id))
 
     def close(self) -> None:
         """Close connections and the spool directory."""

@@ -68,6 +68,10 @@ def _parse_number(text: object) -> object:
     return text
 
 
+def _parse_list(text: object) -> object:
+    return tuple(part for part in re.split(r"[\s,]+", text) if part) if isinstance(text, str) else text
+
+
 def _parse_off(text: object) -> object:
     return None if text in ("off", "never", "none") else parse_duration(text)
 
@@ -77,6 +81,10 @@ Interval = Annotated[float | None, BeforeValidator(_parse_off)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[int, BeforeValidator(_parse_number)]
 Fraction = Annotated[float, BeforeValidator(_parse_number), Field(ge=0, le=1)]
+MediaTypes = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[a-zA-Z0-9!#$&^_.+-]{1,127}/([a-zA-Z0-9!#$&^_.+-]{1,127}|\*)$")], ...],
+    BeforeValidator(_parse_list),
+]
 DirectoryPath = Annotated[
     Path,
     BeforeValidator(
@@ -121,6 +129,11 @@ class Settings(BaseModel):
     # verification
     verify_period: Duration = 30 * 86400.0
     verify_rate: Size = 50 * 10**6
+
+    # serving
+    serve_with: Literal["nginx", "sendfile", "stream"] | None = None  # None: helpers stream, headers are for nginx
+    serve_location: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]*$")] = "/FileStruct/Data"
+    serve_inline: MediaTypes = ()
 
     # queue
     concurrency: Annotated[int, BeforeValidator(_parse_number), Field(ge=0, le=1024)] = 0  # 0: one a core

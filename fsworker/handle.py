@@ -141,14 +141,25 @@ class StoreHandle:
         return True
 
     def _make_bare_directory(self, name: str, mode: int) -> None:
-        os.mkdir(name, mode & 0o700, dir_fd=self.fd)
+        os.mkdir(name, mode & 0o777, dir_fd=self.fd)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
         try:
-            if os.fstat(fd).st_gid != self.gid:
-                os.fchown(fd, -1, self.gid)
-            os.fchmod(fd, mode)  # not mkdir's mode: the umask never matters
+            self.dress_directory(fd, mode)
         finally:
             os.close(fd)
+
+    def dress_directory(self, fd: int, mode: int) -> None:
+        """Give a directory the store's group and ``mode``, whatever the umask left of it; what is right already stays.
+
+        Somebody else's directory is his to mend: nothing is done.
+        """
+        status = os.fstat(fd)
+        if status.st_gid == self.gid and stat.S_IMODE(status.st_mode) == mode:
+            return
+        if os.geteuid() in (0, status.st_uid):
+            if status.st_gid != self.gid:
+                os.fchown(fd, -1, self.gid)
+            os.fchmod(fd, mode)
 
     def ensure_directory(self, name: str, mode: int) -> None:
         """Make a top-level directory if it is missing, and see that its name is on disk."""

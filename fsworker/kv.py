@@ -142,6 +142,17 @@ class KV:
                 pipe.publish(key, text)
             pipe.execute()
 
+    def count(self, key: str, field: str) -> None:
+        """Add one to a field of a hash of numbers."""
+        with self.errors():
+            self._redis.hincrby(key, field, 1)
+
+    def counts(self, key: str) -> dict[str, int]:
+        """A hash of numbers; empty when there is none."""
+        with self.errors():
+            found = cast("dict[bytes, bytes]", self._redis.hgetall(key))
+        return {field.decode(errors="replace"): int(value) for field, value in found.items()}
+
     # -- keep-sets -------------------------------------------------------------------------------------------------
 
     def read_many(self, keys: Sequence[str], max_bytes: int) -> list[bytes | None]:

@@ -49,6 +49,10 @@ class Names:
         """The hash of messages that a role's workers have taken and not acknowledged."""
         return f"{self.unacked_prefix(role)}unacked"
 
+    def refused_key(self, role: str) -> str:
+        """The hash of how many messages a role's workers have refused, by queue and reason."""
+        return f"{self.unacked_prefix(role)}refused"
+
 
 TASK_PREFIX = "fsworker"
 """Task names do not follow the namespace: they name code, queues name places."""

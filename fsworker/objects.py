@@ -23,6 +23,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fsworker import durable, heal, layout
@@ -36,6 +37,7 @@ from fsworker.staging import Candidate, Stager, candidate_of, of_source, open_so
 
 DURABILITIES = ("full", "batch", "none")
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_RACES = 100
 """Races lost in a row before we give up. Each needs a collection to take, and an ingest to bring back, one file."""
 
@@ -78,6 +80,7 @@ class ObjectStore(Stager):
         self.durability = durability
         self.internal_location = internal_location
         self._durable_shards = bytearray(1 << 16)  # 1 for a shard directory whose own name we know to be on disk
+        self._dressed_shards = bytearray(1 << 16)  # 1 for one whose mode and group we have seen to
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -192,20 +195,42 @@ class ObjectStore(Stager):
     def open_shard(self, name: Hash) -> int:
         """Open the directory of a hash, making it if need be. The caller syncs."""
         directory = f"{layout.DATA}/{layout.shard(name)}"
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        index = int(name[:4], 16)
         try:
-            return os.open(directory, flags, dir_fd=self.fd)
+            fd = os.open(directory, _DIRECTORY, dir_fd=self.fd)
         except FileNotFoundError:
-            self._durable_shards[int(name[:4], 16)] = 0
-            self._make_shard(f"{layout.DATA}/{name[:2]}", directory)
-            return os.open(directory, flags, dir_fd=self.fd)
+            self._durable_shards[index] = self._dressed_shards[index] = 0
+            self._make_shard(name)
+            fd = os.open(directory, _DIRECTORY, dir_fd=self.fd)
+        if not self._dressed_shards[index]:
+            self.dress_directory(fd, self.modes.data)
+            self._dressed_shards[index] = 1
+        return fd
 
-    def _make_shard(self, parent: str, directory: str) -> None:
+    def _make_shard(self, name: Hash) -> None:
+        parent, directory = f"{layout.DATA}/{name[:2]}", f"{layout.DATA}/{layout.shard(name)}"
         try:
-            self.make_directory(directory, self.modes.data)
+            self._make_data_directory(directory)
         except FileNotFoundError:
-            self.make_directory(parent, self.modes.data)
-            self.make_directory(directory, self.modes.data)
+            self._make_data_directory(parent)
+            fd = os.open(parent, _DIRECTORY, dir_fd=self.fd)
+            try:
+                self.dress_directory(fd, self.modes.data)
+            finally:
+                os.close(fd)
+            self._make_data_directory(directory)
+
+    def _make_data_directory(self, name: str) -> None:
+        """Where only one user writes, a plain ``mkdir`` will do, at an eighth of the price of making it aside.
+
+        Nobody else works in it before its mode is right, and whoever works in it first sees to that: should we die now,
+        that is another process of this user.
+        """
+        if self.modes.data & stat.S_IWGRP:
+            self.make_directory(name, self.modes.data)
+        else:
+            with suppress(FileExistsError):
+                os.mkdir(name, self.modes.data & 0o777, dir_fd=self.fd)
 
     def sync_shard(self, name: Hash, shard_fd: int | None = None) -> None:
         """Sync the entries of a hash's directory, and those that lead to it (:meth:`sync_parents`)."""

@@ -74,12 +74,16 @@ class Send(Protocol):
 
 @dataclass
 class Job:
-    """A job whose lock this process holds. ``request`` is ``None`` when it cannot be understood."""
+    """A job whose lock this process holds.
+
+    ``request`` is ``None`` when it cannot be understood; ``is_new`` when there was no request file for it.
+    """
 
     id: str
     spool: SpoolDirectory
     spooled: SpooledRequest
     request: Request | None
+    is_new: bool = False
 
     @property
     def upload(self) -> str | None:
@@ -161,12 +165,12 @@ class Service:
             for job_id, item in items.items():
                 if not held.enter_context(self._holding(job_id)):
                     continue
-                begun = self._begin(spool, job_id, "ingest", item.as_ingest())
+                begun = self._begin(spool, job_id, "ingest", item.as_ingest(), alone=False)
                 if isinstance(begun, Outcome):
                     outcomes[job_id] = begun
                 elif begun is not None:
                     jobs.append(begun)
-            ended = self._attempt_many(jobs)
+            ended = self._attempt_many(jobs) if self._sync_requests(jobs) else []
             self._end(ended)
         outcomes.update((job.id, outcome) for job, outcome in ended)
         return self._report(batch_id, items, outcomes)
@@ -183,18 +187,23 @@ class Service:
             log.warning("job %s: its failure could not be told: %s", job_id, problem)
         return outcome
 
-    def _begin(self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any]) -> Job | Outcome | None:
+    def _begin(
+        self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any], *, alone: bool = True
+    ) -> Job | Outcome | None:
         """Make the job ready to be worked on, or return its outcome when it has one (repeated to who asks).
 
-        ``None``: not even that is possible now (a full disk); everything is as it was, the sweep rings again.
+        ``None``: not even that is possible now (a full disk); everything is as it was, the sweep rings again. Attempts
+        are counted only for jobs that are done ``alone``: what kills a batch is not known to be this one's fault.
         """
         try:
-            return self._try_to_begin(spool, job_id, task, kwargs)
+            return self._try_to_begin(spool, job_id, task, kwargs, alone=alone)
         except (OSError, UnavailableError) as error:
             log.warning("job %s cannot be begun now: %s", job_id, error)
             return None
 
-    def _try_to_begin(self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any]) -> Job | Outcome:
+    def _try_to_begin(
+        self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any], *, alone: bool
+    ) -> Job | Outcome:
         outcome = spool.read_outcome(job_id, owners=self._outcome_owners)
         if outcome is not None:
             return self._repeat(spool, job_id, outcome)
@@ -219,10 +228,24 @@ class Service:
             )
         except FSWorkerError as error:
             return self._end_now(job, self._failed(job, error))
-        job.spooled = spooled.model_copy(update={"attempts": spooled.attempts + 1})
-        # The attempt's count need not survive a power cut; a request that the producer did not write has to.
-        spool.write_request(job_id, job.spooled, sync=found is None)
+        job.is_new = found is None
+        if alone:
+            job.spooled = spooled.model_copy(update={"attempts": spooled.attempts + 1})
+        if alone or job.is_new:
+            # A count need not survive a power cut; a request that the producer did not write has to (_sync_requests).
+            spool.write_request(job_id, job.spooled, sync=alone and job.is_new)
         return job
+
+    def _sync_requests(self, jobs: Sequence[Job]) -> bool:
+        """Put the requests that a batch had to write itself on disk, before anything is done to their uploads."""
+        if not any(job.is_new for job in jobs):
+            return True
+        try:
+            self.store.syncfs()
+        except OSError as error:
+            log.warning("a batch of %d cannot be begun now: %s", len(jobs), error)
+            return False
+        return True
 
     def _check_store(self, spooled: SpooledRequest) -> None:
         known = self.store.config.store_id
@@ -326,6 +349,7 @@ class Service:
         log.warning("job %s waits %.0f s: %s", job.id, delay_s, problem)
         changed = job.spooled.model_copy(
             update={
+                # Only what was counted at the beginning is taken back; what is no fault of the upload is not held against it.
                 "attempts": job.spooled.attempts if counts else max(0, job.spooled.attempts - 1),
                 "failures": failures,
                 "not_before": time.time() + delay_s,

@@ -8,15 +8,16 @@ when trash is purged, is decided elsewhere.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
 from fsworker import durable, layout
 from fsworker.handle import log, translated
+from fsworker.hold import current as current_hold
 from fsworker.locks import shard_lock
 from fsworker.model import Hash
 from fsworker.objects import ObjectStore
+from fsworker.trashlist import stamps, trash_status
 
 
 @translated("Preparing trash")
@@ -46,19 +47,26 @@ def move_to_trash(store: ObjectStore, name: Hash, stamp: str, cutoff_s: float) -
         return True
 
 
+@translated("Purging")
+def delete_from_trash(store: ObjectStore, stamp: str, name: Hash, before_s: float) -> int | None:
+    """Delete a file in trash for good, if it went there before ``before_s`` (its ctime: a rename renews it).
+
+    Returns its size in bytes, or ``None``, and nothing done, when it is younger or no longer there. The shard's lock keeps
+    it from being deleted while it is brought back.
+    """
+    with shard_lock(store.fd, name, store.modes.lock_file, exclusive=True):
+        status = trash_status(store, stamp, name)
+        if status is None or status.st_ctime >= before_s:
+            return None
+        os.unlink(f"{layout.TRASH}/{stamp}/{name}", dir_fd=store.fd)
+        return status.st_size
+
+
 def trashed_names(store: ObjectStore, name: Hash) -> Iterator[str]:
     """Where a hash lies in trash, relative to the store, the latest collection's first. Perhaps rotten: see restore."""
-    try:
-        stamps = os.listdir(store.root / layout.TRASH)
-    except FileNotFoundError:
-        return
-    for stamp in sorted(stamps, reverse=True):
-        if layout.is_stamp(stamp):
-            relative = f"{layout.TRASH}/{stamp}/{name}"
-            with suppress(FileNotFoundError, NotADirectoryError):
-                status = os.stat(relative, dir_fd=store.fd, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    yield relative
+    for stamp in reversed(stamps(store)):
+        if trash_status(store, stamp, name) is not None:
+            yield f"{layout.TRASH}/{stamp}/{name}"
 
 
 @translated("Restoring")
@@ -66,7 +74,8 @@ def restore(store: ObjectStore, name: Hash) -> bool:
     """Bring a file back from trash. True when it is in ``Data/`` on return, durable and fresh (or was there before).
 
     Only a file whose content still has this hash is taken; a rotten one stays where it is, for verification. A crash
-    leaves the file either in trash or in ``Data/``.
+    leaves the file either in trash or in ``Data/``. While a hold is in force the file is copied, and stays in trash too: a
+    backup that is being made finds it in one of the two places, at least.
     """
     if store.freshen(name):
         return True
@@ -87,6 +96,9 @@ def restore(store: ObjectStore, name: Hash) -> bool:
 
 def _bring_back(store: ObjectStore, name: Hash, relative: str, fd: int) -> bool:
     """Move the verified file ``fd`` into ``Data/``, fresh. False when it is no longer in trash."""
+    if current_hold(store) is not None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        return store.put_descriptor(fd).hash == name
     try:
         store.dress(fd)
         os.fchmod(fd, layout.FILE_MODE)  # young before it has its name, whatever the filesystem does in a rename

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +69,20 @@ def test_hostile_messages_do_not_run_and_good_uploads_do(quiet_stack: RunningSta
     refused = [job_id for job_id in told if job_id.startswith("shop.hostile-")]
     assert len(refused) > 300
     assert json.loads(raw.get(RESULT + refused[0]))["status"] == "FAILURE"  # type: ignore[arg-type]
+
+
+def test_refusals_are_counted_where_a_person_sees_them(quiet_stack: RunningStack) -> None:
+    shown = json.loads(fsworker("stats", "--json", quiet_stack))["refused"][QUEUE]
+    hostile = hostile_messages.refused()
+    assert shown == Counter(str(case.reason) for case in hostile)
+    assert "Refused  messages of fsworker.ingest.shop: arguments" in fsworker("stats", quiet_stack)
+
+
+def fsworker(*arguments: object) -> str:
+    *words, stack = arguments
+    assert isinstance(stack, RunningStack)
+    command = [sys.executable, "-m", "fsworker", *map(str, words), "--store", str(stack.store_path)]
+    return subprocess.run(command, env=stack.environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_sender_of_a_refused_message_reads_why(quiet_stack: RunningStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import uuid
@@ -269,7 +270,11 @@ def test_a_redelivered_batch_is_split(world: World) -> None:
 
 def test_a_batch_that_cannot_be_synced_waits_as_a_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.service.store.durability = "batch"
-    batch_id, batch, ids = batch_of(world, [b"one", b"two"])
+    jobs = world.client.ingest_many([b"one", b"two"])
+    ids = [job.id for job in jobs]
+    requests = [json.loads((world.root / "Spool" / "shop" / f".{job.id}.json").read_text())["request"] for job in jobs]
+    uploads = [{**request, "id": job.id} for request, job in zip(requests, jobs, strict=True)]
+    batch_id, batch = f"shop.{uuid.uuid4()}", BatchRequest.model_validate({"uploads": uploads})
 
     def failing(*_args: Any) -> None:
         raise OSError(5, "Input/output error")

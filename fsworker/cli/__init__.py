@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 import fsworker
+from fsworker.cli.acl import acl
 from fsworker.cli.apps import app_group, init
 from fsworker.cli.demo import demo
 from fsworker.cli.errors import error_group
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for _command in (init, app_group, up, demo, worker, beat, ingest, error_group, stats):
+for _command in (init, app_group, up, demo, worker, beat, ingest, error_group, stats, acl):
     cli.add_command(_command)
 
 

@@ -22,6 +22,7 @@ from fsworker.config import redact_url
 from fsworker.kv import KV
 from fsworker.names import Names
 from fsworker.objects import ObjectStore
+from fsworker.refusals import ROLES, refusals
 from fsworker.spool import SpoolDirectory
 from fsworker.state import find_redis_url, state_directory
 
@@ -52,7 +53,8 @@ def stats(store: Path | None, as_json: bool) -> None:
                 queue: kv.queue_length(queue)
                 for queue in [names.maintenance_queue, *(names.ingest_queue(app) for app in handle.config.app_names)]
             },
-            "unacknowledged": {role: kv.hash_length(names.unacked_key(role)) for role in ("ingest", "maintenance")},
+            "unacknowledged": {role: kv.hash_length(names.unacked_key(role)) for role in ROLES},
+            "refused": refusals(kv, names),
         }
     if as_json:
         print_json(tree)
@@ -65,6 +67,9 @@ def stats(store: Path | None, as_json: bool) -> None:
         out.print(f"Spool    {app}: {spooled['requests']} jobs wait, {spooled['done']} outcomes kept")
     for queue, length in tree["queues"].items():
         out.print(f"Queue    {queue}: {length}")
+    for queue, reasons in tree["refused"].items():
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        out.print(f"Refused  messages of {queue}: {listed}")
 
 
 def _count(handle: ObjectStore) -> tuple[int, int]:

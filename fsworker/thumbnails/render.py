@@ -110,10 +110,11 @@ def _scale(source: Source, thumbnail: Thumbnail) -> int:
 def _shared_scales(long_side: int, cheap: bool) -> tuple[int, ...]:
     """The scales that are decoded for whatever fits them, the smallest picture first.
 
-    Where one is half the other, or each decode is costly (progressive), the second saves less than it costs.
+    One for all where a second saves less than it costs: below a quarter of the size nearly all time goes into reading
+    the coefficients, whatever is then made of them, and a progressive picture is always read whole.
     """
     small, large = (_largest_scale(side / long_side) for side in SHARED_LONG_SIDES_PX)
-    return (small, large) if cheap and small > 2 * large else (large,)
+    return (small, large) if cheap and small > large and large <= 2 else (large,)
 
 
 def _largest_scale(needed: float) -> int:
