@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from celery import Celery
-from celery.signals import celeryd_init
+from celery.signals import celeryd_init, setup_logging
 
 from fsworker.bootsteps import FollowApplications, Heartbeat, alive_file
 from fsworker.checks import check_worker
@@ -21,6 +21,7 @@ from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError
 from fsworker.judge import QueueRules
 from fsworker.kv import KV, celery_url
+from fsworker.logs import log_as_json
 from fsworker.names import SWEEP, TASK_PREFIX, Names
 from fsworker.objects import ObjectStore
 from fsworker.refusals import reporter
@@ -92,6 +93,8 @@ def make_app(settings: Settings) -> Celery:
     Heartbeat.path = alive_file(make_state_directory(settings, store.config.store_id), settings.role)
     app.steps["consumer"].add(Heartbeat)
     configure(rules, reporter(PerProcess(lambda: KV(url)), names, settings.role, settings.result_retention))
+    if settings.log_json:
+        setup_logging.connect(log_as_json, weak=False)
     celeryd_init.connect(lambda **_: _exit_on_error(store), weak=False)
     return app
 

@@ -150,7 +150,10 @@ class Service:
         ``redelivered`` may have killed its worker, so it is split: each upload gets a message of its own.
         Returns ``{"jobs": [{"job_id", "state", …}]}``, the state ``queued`` for what was handed on or has to wait.
         """
-        items = {batch_job_id(batch_id, item.id, n): item for n, item in enumerate(batch.uploads)}
+        try:
+            items = {batch_job_id(batch_id, item.id, n): item for n, item in enumerate(batch.uploads)}
+        except UploadRejectedError as error:  # a sub-id that makes no job id: nothing of the batch is touched
+            return {"jobs": [], "error": self._unservable(batch_id, "ingest", error).model_dump(mode="json")["error"]}
         try:
             spool = self._spool(app_of_job(batch_id))
         except ConfigError as error:
@@ -177,8 +180,8 @@ class Service:
 
     # -- begin -----------------------------------------------------------------------------------------------------
 
-    def _unservable(self, job_id: str, task: str, error: ConfigError) -> Outcome:
-        """The job's spool cannot be used, so its failure is told in Redis alone; whatever is in the spool stays there."""
+    def _unservable(self, job_id: str, task: str, error: FSWorkerError) -> Outcome:
+        """Tell a failure in Redis alone, where the spool cannot be used; whatever is in it stays there."""
         log.error("job %s: %s", job_id, error)
         outcome = Outcome.model_validate({"job_id": job_id, "task": task, "error": _failure(error)})
         try:
@@ -392,7 +395,8 @@ class Service:
         except RedisUnavailableError as error:
             log.warning("%d results are in the spool, but not in Redis: %s", len(ended), error)
             return
-        for job, _ in ended:
+        for job, outcome in ended:
+            log.info("job %s: %s", job.id, _in_short(outcome))
             job.spool.remove(taken_name(job.id))
             job.spool.remove(request_name(job.id))
 
@@ -473,6 +477,16 @@ class Service:
 def task_name(kind: str) -> str:
     """The task of a kind of job: ``fsworker.ingest``."""
     return f"{TASK_PREFIX}.{kind}"
+
+
+def _in_short(outcome: Outcome) -> str:
+    if outcome.result is None:
+        return "failed, and its application was told"
+    if outcome.task == "claim":
+        return f"{len(outcome.result['present'])} present, {len(outcome.result['missing'])} missing"
+    known = "duplicate" if outcome.result.get("duplicate") else "new"
+    thumbnails = ", ".join(outcome.result.get("thumbnails", {})) or "none"
+    return f"{outcome.result['hash']} ({outcome.result['media_type']}, {known}), thumbnails: {thumbnails}"
 
 
 def _understood(job: Job) -> Request:

@@ -146,9 +146,8 @@ def content_disposition(disposition: Disposition, filename: str | None) -> str:
     name = clean_filename(filename or "")
     if not name:
         return disposition
-    plain = _PLAIN.sub("_", unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()).strip()
-    if PurePosixPath(plain).stem.strip("_. ") == "":  # nothing of it is ASCII
-        plain = f"file{_PLAIN.sub('_', PurePosixPath(plain).suffix)}"
+    path = PurePosixPath(name)
+    plain = (_ascii(path.stem) or "file") + _ascii(path.suffix)
     simple = f'{disposition}; filename="{plain}"'
     return simple if plain == name else f"{simple}; filename*=UTF-8''{quote(name, safe='')}"
 
@@ -161,6 +160,11 @@ def clean_filename(text: str) -> str:
         suffix = PurePosixPath(name).suffix[:20]
         name = name[: _MAX_NAME - len(suffix)] + suffix
     return name
+
+
+def _ascii(text: str) -> str:
+    bare = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return _PLAIN.sub("_", bare)
 
 
 def _last_part(text: str) -> str:

@@ -55,6 +55,7 @@ __all__ = [
     "broker_settings",
     "configure",
     "refusal_counts",
+    "seconds_since_turn",
     "transport_options",
 ]
 
@@ -120,6 +121,23 @@ def transport_options(visibility_timeout_s: float, unacked_key_prefix: str) -> d
         # A command that timed out may have been done: repeating it is for the caller to decide.
         "retry_on_timeout": False,
     }
+
+
+_last_turn_s = time.monotonic()
+
+
+def seconds_since_turn() -> float:
+    """How long ago Redis answered a pop of this process, with a message or without, or a refusal was last waited out.
+
+    Small in a worker that listens, whether there is work or not; it grows in one whose prefetch window is full, and in a
+    deaf one.
+    """
+    return time.monotonic() - _last_turn_s
+
+
+def _note_turn() -> None:
+    global _last_turn_s
+    _last_turn_s = time.monotonic()
 
 
 class _WriteRefusedError(Exception):
@@ -293,6 +311,7 @@ class Channel(kombu_redis.Channel):
                 connection.disconnect()
                 self._pause(error)
                 raise Empty from error
+            _note_turn()
             if not popped:
                 raise Empty
             key, raw = popped
@@ -328,6 +347,7 @@ class Channel(kombu_redis.Channel):
             raise
 
     def _pause(self, error: Exception) -> None:
+        _note_turn()
         now_s = time.monotonic()
         if now_s - self._pause_reported_s >= _REPORT_PAUSE_EVERY_S:
             self._pause_reported_s = now_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +201,35 @@ def _ssim(left: Image.Image, right: Image.Image) -> float:
         mxy=mxy,
     )
     return float(similarity.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))  # ImageStat cannot read mode F
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """A picture with a few bytes changed, removed, repeated or cut off; the first four stay, so that it is decoded."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 4, 16))):
+        at = chance.randrange(4, max(5, min(len(changed), chance.choice((64, 512, len(changed))))))
+        kind = chance.randrange(6)
+        if kind == 0:
+            changed[at : at + 1] = bytes((chance.randrange(256),))
+        elif kind == 1:
+            changed[at : at + 1] = bytes((changed[min(at, len(changed) - 1)] ^ (1 << chance.randrange(8)),))
+        elif kind == 2:
+            changed[at : at + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"))
+        elif kind == 3:
+            del changed[at : at + chance.randrange(1, 40)]
+        elif kind == 4:
+            changed[at:at] = changed[at : at + chance.randrange(1, 40)]
+        elif len(changed) > 200:
+            del changed[chance.randrange(len(changed) // 2, len(changed)) :]
+    return bytes(changed)
+
+
+def seeds() -> list[bytes]:
+    """Small pictures of every format to mutate, those of the corpus among them where it is here."""
+    small = chart(60, 40)
+    frames = [small.rotate(90 * n) for n in range(3)]
+    made = [encoded(small, name) for name in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "ICO")]
+    made += [encoded(small, "JPEG", progressive=True), encoded(small, "TIFF", compression="tiff_lzw")]
+    made += [encoded(frames[0], name, save_all=True, append_images=frames[1:]) for name in ("GIF", "WEBP", "PNG")]
+    files = sorted(CORPUS.glob("*/*.*")) if CORPUS.exists() else []
+    return made + [path.read_bytes() for path in files if path.stat().st_size < 20_000 and path.suffix != ".pdf"]

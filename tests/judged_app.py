@@ -10,17 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery, Task, bootsteps
 from kombu import Exchange, Queue
 
 from fsworker import transport
 from fsworker.judge import QueueRules, Refused
 from fsworker.model import IngestRequest
+from fsworker.watchdog import Watchdog
 
 URL = os.environ["JUDGED_URL"]
 LOG = Path(os.environ["JUDGED_LOG"])
 VISIBILITY_TIMEOUT_S = float(os.environ.get("JUDGED_VISIBILITY_TIMEOUT_S", "60"))
 ROLE = os.environ.get("JUDGED_ROLE", "ingest")
+WATCHED = os.environ.get("JUDGED_WATCHED") == "1"
 STOCK = os.environ.get("JUDGED_STOCK") == "1"
 
 
@@ -64,6 +66,26 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     accept_content=["json"],
 )
+
+
+class Sabotage(bootsteps.StartStopStep):
+    """Makes the main process hang, or deaf, when a file of that name appears beside the log."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        consumer.timer.call_repeatedly(0.1, self.look)
+
+    def look(self) -> None:
+        if LOG.with_name("hang").exists():
+            time.sleep(600)
+        if LOG.with_name("deafen").exists():
+            transport.Channel._brpop_start = lambda *_: None  # type: ignore[method-assign]
+
+
+if WATCHED:
+    Watchdog.limit_s, Watchdog.silence_s = 2.0, 2.0
+    app.steps["consumer"].update({Watchdog, Sabotage})
 
 
 @app.task(name="fsworker.ingest", bind=True)

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import pytest
 import redis
+from celery import Celery
 from hostile_messages import QUEUE
 from processes import ENVIRONMENT, eventually
 
@@ -130,3 +133,46 @@ class Worker:
         if self.is_alive():
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+StartWorker = Callable[..., Worker]
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    shared_server.redis.flushall()
+    return shared_server
+
+
+@pytest.fixture
+def start_worker(server: Server, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers with ``(*options, **environment)``; they are killed in the end."""
+    workers: list[Worker] = []
+
+    def start(*options: str, **environment: str) -> Worker:
+        workers.append(Worker(server, tmp_path, *options, **environment).await_ready())
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+
+
+def send(server: Server, task: str = "fsworker.ingest", app: str = "shop", **kwargs: Any) -> str:
+    """Send with stock Celery, as a foreign application does."""
+    job_id = f"{app}.{uuid4()}"
+    producer = Celery(broker=server.url, backend=server.url, set_as_current=False)
+    producer.send_task(task, kwargs=kwargs, queue=f"fsworker.ingest.{app}", task_id=job_id)
+    producer.close()
+    return job_id
+
+
+def nap(server: Server, seconds: float) -> str:
+    return send(server, "test.nap", seconds=seconds)

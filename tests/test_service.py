@@ -268,6 +268,15 @@ def test_a_redelivered_batch_is_split(world: World) -> None:
     assert sorted(world.hashes()) == sorted(map(sha1, (b"one", b"two", b"three")))
 
 
+def test_a_batch_with_an_impossible_sub_id_fails_as_a_whole_and_says_why(world: World) -> None:
+    batch_id = f"shop.{uuid.uuid4()}"
+    for item_id in ("x" * 60, "blog.12345678", "a.b"):
+        batch = BatchRequest.model_validate({"uploads": [{"upload": "one", "id": item_id}]})
+        report = world.service.run_many(batch_id, batch)
+        assert "is not a job id of application 'shop'" in report["error"]["message"]
+        assert b"FAILURE" in world.redis.get(RESULT_PREFIX + batch_id)
+
+
 def test_a_batch_that_cannot_be_synced_waits_as_a_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.service.store.durability = "batch"
     jobs = world.client.ingest_many([b"one", b"two"])

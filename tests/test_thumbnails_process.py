@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from images import CORPUS, chart, encoded, thumbnails
+from images import chart, encoded, mutate, seeds, thumbnails
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits, PictureOutcome, make_thumbnails
@@ -178,11 +178,11 @@ class TestFuzz:
 
     def test_every_mutation_has_a_verdict(self) -> None:
         chance = random.Random(20261122)
-        seeds = _seeds()
+        pictures = seeds()
         limits = Limits(memory_bytes=256 * 2**20, cpu_s=5, wall_s=20)
         verdicts = {"made": 0, "failed": 0}
         for _ in range(FUZZED):
-            data = mutate(chance.choice(seeds), chance)
+            data = mutate(chance.choice(pictures), chance)
             outcome = thumbnails(data, limits, a="40x40", b={"geometry": "30x30", "format": "webp", "animated": True})
             assert set(outcome.made) | set(outcome.failed) == {"a", "b"}
             assert not set(outcome.made) & set(outcome.failed)
@@ -190,34 +190,3 @@ class TestFuzz:
             verdicts["made"] += len(outcome.made)
             verdicts["failed"] += len(outcome.failed)
         assert min(verdicts.values()) > FUZZED // 10  # else the mutations are too weak, or too strong, to say anything
-
-
-def mutate(data: bytes, chance: random.Random) -> bytes:
-    """A picture with a few bytes changed, removed, repeated or cut off; the first four stay, so that it is decoded."""
-    changed = bytearray(data)
-    for _ in range(chance.choice((1, 1, 2, 4, 16))):
-        at = chance.randrange(4, max(5, min(len(changed), chance.choice((64, 512, len(changed))))))
-        kind = chance.randrange(6)
-        if kind == 0:
-            changed[at : at + 1] = bytes((chance.randrange(256),))
-        elif kind == 1:
-            changed[at : at + 1] = bytes((changed[min(at, len(changed) - 1)] ^ (1 << chance.randrange(8)),))
-        elif kind == 2:
-            changed[at : at + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"))
-        elif kind == 3:
-            del changed[at : at + chance.randrange(1, 40)]
-        elif kind == 4:
-            changed[at:at] = changed[at : at + chance.randrange(1, 40)]
-        elif len(changed) > 200:
-            del changed[chance.randrange(len(changed) // 2, len(changed)) :]
-    return bytes(changed)
-
-
-def _seeds() -> list[bytes]:
-    small = chart(60, 40)
-    frames = [small.rotate(90 * n) for n in range(3)]
-    made = [encoded(small, name) for name in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "ICO")]
-    made += [encoded(small, "JPEG", progressive=True), encoded(small, "TIFF", compression="tiff_lzw")]
-    made += [encoded(frames[0], name, save_all=True, append_images=frames[1:]) for name in ("GIF", "WEBP", "PNG")]
-    files = sorted((CORPUS / "images").glob("*")) if CORPUS.exists() else []
-    return made + [path.read_bytes() for path in files if path.stat().st_size < 20_000]

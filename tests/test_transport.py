@@ -8,9 +8,8 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,55 +20,12 @@ from celery import Celery
 from celery.worker import state as worker_state
 from hostile_messages import KWARGS, QUEUE, plain, plain_bytes
 from kombu import Connection, Consumer, Exchange, Queue
-from live_worker import RESULT, Server, Worker
+from live_worker import RESULT, Server, StartWorker, Worker, nap, send
 from processes import eventually
 
 from fsworker import door, transport
 from fsworker.errors import ConfigError
 from fsworker.judge import QueueRules, Reason, Refused
-
-StartWorker = Callable[..., Worker]
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(shared_server: Server) -> Server:
-    shared_server.redis.flushall()
-    return shared_server
-
-
-@pytest.fixture
-def start_worker(server: Server, tmp_path: Path) -> Iterator[StartWorker]:
-    """Starts workers with ``(*options, **environment)``; they are killed in the end."""
-    workers: list[Worker] = []
-
-    def start(*options: str, **environment: str) -> Worker:
-        workers.append(Worker(server, tmp_path, *options, **environment).await_ready())
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.kill()
-
-
-def send(server: Server, task: str = "fsworker.ingest", app: str = "shop", **kwargs: Any) -> str:
-    """Send with stock Celery, as a foreign application does."""
-    job_id = f"{app}.{uuid4()}"
-    producer = Celery(broker=server.url, backend=server.url, set_as_current=False)
-    producer.send_task(task, kwargs=kwargs, queue=f"fsworker.ingest.{app}", task_id=job_id)
-    producer.close()
-    return job_id
-
-
-def nap(server: Server, seconds: float) -> str:
-    return send(server, "test.nap", seconds=seconds)
-
 
 # Strangers
 

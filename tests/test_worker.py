@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -85,3 +86,12 @@ def test_an_application_that_is_registered_while_the_worker_runs_is_served(one_a
     result = one_app.client("late").ingest(b"late").get(timeout=30)
     assert result.hash == hashlib.sha1(b"late").hexdigest()
     assert one_app.client("shop").ingest(b"still here").get(timeout=30).size == 10
+
+
+def test_log_lines_as_json_carry_no_secret(store: Store, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSWORKER_LOG_JSON", "true")
+    with celery_worker(store, redis_url, "json", tmp_path / "log", "--concurrency=1") as client:
+        name = client.ingest(b"logged").get().hash
+        assert eventually(lambda: name in (tmp_path / "log").read_text())
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+    assert any(json.loads(line)["message"].startswith("job shop.") for line in lines)

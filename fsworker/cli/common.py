@@ -82,7 +82,8 @@ def warn_root() -> None:
     if os.geteuid() == 0:
         stderr.print(
             "[yellow]fsworker: running as root; files will belong to root. Use a user of its own (see README, "
-            "“Two set-ups”)[/yellow]"
+            "“Two set-ups”)[/yellow]",
+            soft_wrap=True,
         )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import click
 from celery import Celery
+from celery.platforms import SecurityWarning
 
 from fsworker.celery import make_app
 from fsworker.checks import check_worker
@@ -57,6 +59,7 @@ def worker(role: str | None, concurrency: int | None, pool: str, loglevel: str, 
     with open_store(settings) as handle:
         check_worker(handle)
     app = _celery(settings)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of running as root: warned of once, in our own words
     name = f"--hostname=fsworker-{settings.role}-{os.getpid()}@%h"
     app.worker_main(["--quiet", "worker", f"--pool={pool}", f"--loglevel={loglevel}", name])
 

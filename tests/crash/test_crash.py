@@ -1,7 +1,7 @@
 """A store that is killed, or whose system calls fail, at any point keeps its word.
 
-The whole enumeration takes minutes: ``FSWORKER_TORTURE=1`` runs it, otherwise every scenario is killed at each of its
-calls, and each call is made to fail in one way instead of seven.
+The whole enumeration takes minutes: ``FSWORKER_TORTURE=1`` runs it. Otherwise every scenario is killed at each of its
+calls all the same, but each call is made to fail in one way instead of seven, and only some wrecks are put to use again.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def test_killed_before_any_system_call_it_keeps_its_word(scenario: Scenario, mem
         # (a second formatting of a traceback reads fewer source files)
         assert outcome.killed or outcome.calls <= point, f"call {point} was not reached, nor was it the end"
         check(root, scenario, outcome.acknowledged)
-        check_recovery(root, scenario)
+        if TORTURE or point % 3 == 0:
+            check_recovery(root, scenario)
 
 
 @scenarios
@@ -97,7 +98,9 @@ def test_whatever_system_call_fails_nothing_is_lost_and_nothing_swallowed(
             where = f"{failed[0].name} ({point}) failing with {errno.errorcode[code]}"
             judge(scenario, outcome, failed[0], code, where)
             check(root, scenario, outcome.acknowledged)
-            check_recovery(root, scenario)
+            if TORTURE or point % 5 == 0:
+                check_recovery(root, scenario)
+    print(f"{calls} calls")
 
 
 def judge(scenario: Scenario, outcome: tracer.Outcome, call: tracer.Call, code: int, where: str) -> None:

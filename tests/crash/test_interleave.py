@@ -115,9 +115,9 @@ def read(path: Path) -> bytes | None:
 @pytest.mark.parametrize("words", [["ingest", "collect"], ["claim", "collect"], ["ingest", "ingest"], ["ingest", "claim"]])
 @pytest.mark.parametrize("grace_s", [0.0, GRACE_S])
 def test_two_at_once_in_every_order_with_every_death(base: Path, words: list[str], grace_s: float) -> None:
-    explored = run(base, words, grace_s=grace_s, preemptions=100 if TORTURE else 2, kills=1, at_most=100_000)
+    explored = run(base, words, grace_s=grace_s, preemptions=100 if TORTURE else 1, kills=1, at_most=100_000)
     assert explored.complete
-    assert explored.schedules > 50
+    assert explored.schedules > 30
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_two_at_once_in_every_order_with_every_death(base: Path, words: list[str
     ],
 )
 def test_two_ingests_and_two_collections(base: Path, words: list[str]) -> None:
-    run(base, words, preemptions=20, kills=1, at_most=8000 if TORTURE else 250, seed=len(words[1]))
+    run(base, words, preemptions=20, kills=1, at_most=8000 if TORTURE else 150, seed=len(words[1]))
 
 
 def test_healing_at_once(base: Path) -> None:
     words = ["ingest", "ingest", "collect"]
-    run(base, words, ROTTEN, preemptions=20, kills=1, at_most=4000 if TORTURE else 150, seed=1)
+    run(base, words, ROTTEN, preemptions=20, kills=1, at_most=4000 if TORTURE else 100, seed=1)
 
 
 # -- the check can fail ------------------------------------------------------------------------------------------------
