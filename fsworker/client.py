@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from fsworker import durable, layout, serving
 from fsworker.config import Settings, load_settings
-from fsworker.errors import ConfigError, RedisUnavailableError, StoreUnavailableError, UploadRejectedError
+from fsworker.errors import ConfigError, RedisUnavailableError, UploadRejectedError
 from fsworker.handle import StoreHandle
 from fsworker.job import Job
 from fsworker.kv import KV
@@ -38,17 +38,19 @@ from fsworker.model import (
     new_job_id,
     parse_hash,
 )
-from fsworker.names import CLAIM, INGEST, INGEST_MANY, THUMBNAIL, Names
+from fsworker.names import CLAIM, INGEST, INGEST_MANY, TASK_PREFIX, THUMBNAIL, Names
 from fsworker.publish import KeepSets
 from fsworker.sending import Sender, make_producer
 from fsworker.specification import Thumbnail
 from fsworker.spool import STORE_NOTE, SpoolDirectory, SpooledRequest, part_name, request_name
 from fsworker.state import find_redis_url
+from fsworker.upload import UPLOAD_MODE, SpooledUpload, Upload, spool_errors
 
 log = logging.getLogger(__name__)
 
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
-"""What can be ingested: a path, bytes, or an object with ``read(n)`` that is read from where it stands to its end."""
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Upload | SpooledUpload
+"""What can be ingested: a path, bytes, an object with ``read(n)`` that is read from where it stands to its end, or what
+is in the spool already (:mod:`fsworker.upload`)."""
 
 Specification = Thumbnail | str | Mapping[str, Any]
 
@@ -89,20 +91,45 @@ class Client:
         media_types: Sequence[str] | None = None,
         max_pixels: int | None = None,
         on_done: str | None = None,
+        ring: bool = True,
     ) -> Job:
         """Hand over one upload and return its job.
 
         ``thumbnails`` maps names of your choice to specifications (``"100x100"`` or :class:`Thumbnail`). ``max_bytes``,
         ``media_types`` (``["image/*", "application/pdf"]``) and ``max_pixels`` narrow what is accepted; a job that
         breaks them fails. ``on_done`` names a task of your own Celery app that is sent to ``fsworker.done.<app>`` at the
-        end. Raises :class:`UploadRejectedError` or :class:`ImageError` for options that make no sense, and
+        end. With ``ring=False`` the workers are not told until :meth:`ring` (after a commit, say), or the sweep, does it.
+        Raises :class:`UploadRejectedError` or :class:`ImageError` for options that make no sense, and
         :class:`StoreUnavailableError` when the bytes cannot be written (then nothing is left behind).
         """
         options = _options(thumbnails, max_bytes, media_types, max_pixels, on_done)
         job_id, kwargs = self._write(source, options, sync=True)
         self._commit([(job_id, kwargs)])
-        self._ring(INGEST, kwargs, job_id)
+        if ring:
+            self._ring(INGEST, kwargs, job_id)
         return self._job(job_id)
+
+    def ring(self, job: Job) -> None:
+        """Tell the workers of a job whose request waits in the spool. Doing so twice is harmless."""
+        request = self._spool.read_request(job.id)
+        if request is not None:
+            self._ring(f"{TASK_PREFIX}.{request.task}", request.request, job.id)
+
+    def open_upload(self, max_bytes: int | None = None) -> Upload:
+        """A file in the spool to write an upload into, piece by piece; then ``ingest`` it, which copies nothing.
+
+        Its ``job_id`` is known before there is a job. Not more than ``max_bytes`` (or ``FSWORKER_MAX_BYTES``) go in.
+        Raises :class:`ConfigError`, :class:`StoreUnavailableError`.
+        """
+        limits = [self.settings.max_bytes, *([max_bytes] if max_bytes is not None else [])]
+        return Upload(self._spool, min(limits))
+
+    def uploaded(self, name: str) -> SpooledUpload:
+        """A complete file that is in the spool directory already, written by nginx, say; then ``ingest`` it.
+
+        Raises :class:`UploadNotFoundError`, :class:`UploadRejectedError` for a name that cannot be.
+        """
+        return SpooledUpload(self._spool, name)
 
     def ingest_many(
         self,
@@ -245,12 +272,17 @@ class Client:
 
         With ``sync`` their content is on disk. On an error neither is left.
         """
-        job_id, upload = new_job_id(self.app), uuid.uuid4().hex
+        given = source if isinstance(source, (Upload, SpooledUpload)) else None
+        job_id = given.job_id if given is not None else new_job_id(self.app)
+        upload = given.upload if given is not None else uuid.uuid4().hex
         kwargs = {"upload": upload, **options}
         with self._written(), _reading(source) as read_into:
             try:
                 self._spool.write_request(job_id, self._spooled("ingest", kwargs), sync=False)
-                self._write_part(upload, read_into, sync=sync)
+                if given is not None:
+                    given.finish(sync=sync)
+                else:
+                    self._write_part(upload, read_into, sync=sync)
                 if sync:
                     self._spool.sync_file(request_name(job_id))
             except BaseException:
@@ -274,7 +306,7 @@ class Client:
             with durable.borrowed_buffer() as room:
                 while count := read_into(room):
                     durable.write_all(fd, room[:count])
-            os.fchmod(fd, 0o640)  # the worker reads it through the directory's group, whatever the umask
+            os.fchmod(fd, UPLOAD_MODE)
             if sync:
                 os.fsync(fd)
         finally:
@@ -283,22 +315,8 @@ class Client:
     def _spooled(self, kind: str, request: dict[str, Any]) -> SpooledRequest:
         return SpooledRequest.model_validate({"task": kind, "request": request, "store": self._store_id})
 
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise ConfigError(
-                    f"{self._spool.path} is not writable for this process: its user must be in the group of that directory "
-                    f"(usermod -aG <group> <user>, then start it again)"
-                ) from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE):
-                raise StoreUnavailableError(
-                    f"the upload could not be written to {self._spool.path}: {error.strerror}. Nothing was accepted; "
-                    f"try again when there is room"
-                ) from error
-            raise
+    def _written(self) -> contextlib.AbstractContextManager[None]:
+        return spool_errors(self._spool.path)
 
     def _ring(self, task: str, kwargs: dict[str, Any], task_id: str) -> None:
         """Tell the workers. When Redis is away the sweep will, and we do not make each request wait for a time-out."""
@@ -415,6 +433,8 @@ def _reading(source: Source) -> Iterator[Any]:
             yield durable.descriptor_into(fd)
         finally:
             os.close(fd)
+    elif isinstance(source, (Upload, SpooledUpload)):
+        yield None
     elif hasattr(source, "read"):
         yield durable.reader_into(source)
     else:

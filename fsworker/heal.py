@@ -30,13 +30,24 @@ def replace_rotten(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int
     why = "its content cannot be read" if found is None else f"its content hashes to {found}"
     log.error("stored file %s is rotten (%s): replacing it by the copy just received", name, why)
     message = f"{name} is rotten: {why}; a good copy takes its place"
-    with errordir.new_entry(handle, errordir.QUARANTINED, message, hash=name, found=found) as (stamp, entry_fd):
+    return put_in_place(handle, name, stored_fd, good_fd, message, found=found) is not None
+
+
+def put_in_place(
+    handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int, message: str, **details: object
+) -> str | None:
+    """Replace the stored file ``stored_fd``, found bad, by ``good_fd`` (verified, dressed and synced).
+
+    The bad one is first linked into quarantine with ``message`` and ``details`` as the reason; returns that entry's
+    stamp, or ``None``, and nothing done, when the name means another file by now.
+    """
+    with errordir.new_entry(handle, errordir.QUARANTINED, message, hash=name, **details) as (stamp, entry_fd):
         quarantined = _quarantine(handle, name, stored_fd, entry_fd)
     if not (quarantined and _swap(handle, name, stored_fd, good_fd)):
         errordir.remove(handle, stamp)
-        return False
+        return None
     handle.fsync_directory(f"{layout.DATA}/{layout.shard(name)}")
-    return True
+    return stamp
 
 
 def _swap(handle: StoreHandle, name: Hash, stored_fd: int, good_fd: int) -> bool:

@@ -18,7 +18,7 @@ import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -60,7 +60,7 @@ class Manifest(_Frozen):
     ``allow_empty`` says that an empty set is meant.
     """
 
-    version: Literal[1] = 1
+    version: Annotated[int, Field(ge=1, le=1)] = 1  # a Literal would take true for 1
     app: str
     store: Annotated[str, Field(max_length=100)]
     generation: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", max_length=32)]

@@ -152,6 +152,8 @@ class Service:
         """
         try:
             items = {batch_job_id(batch_id, item.id, n): item for n, item in enumerate(batch.uploads)}
+            if len(items) < len(batch.uploads):
+                raise UploadRejectedError("two uploads of the batch have the same job id; give each an id of its own")
         except UploadRejectedError as error:  # a sub-id that makes no job id: nothing of the batch is touched
             return {"jobs": [], "error": self._unservable(batch_id, "ingest", error).model_dump(mode="json")["error"]}
         try:

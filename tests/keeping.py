@@ -107,8 +107,9 @@ class World:
         assert isinstance(data, bytes)
         return dict(json.loads(data))
 
-    def set_manifest(self, app: str = "shop", **changes: Any) -> None:
-        self.redis.set(self.names.manifest_key(app), json.dumps({**self.manifest(app), **changes}))
+    def set_manifest(self, **changes: Any) -> None:
+        """Change what application ``shop`` has committed."""
+        self.redis.set(self.names.manifest_key("shop"), json.dumps({**self.manifest(), **changes}))
 
     def part_keys(self, app: str = "shop") -> list[str]:
         pattern = f"{self.names.keep_prefix(app)}{self.manifest(app)['generation']}:*"

@@ -270,10 +270,10 @@ def test_a_redelivered_batch_is_split(world: World) -> None:
 
 def test_a_batch_with_an_impossible_sub_id_fails_as_a_whole_and_says_why(world: World) -> None:
     batch_id = f"shop.{uuid.uuid4()}"
-    for item_id in ("x" * 60, "blog.12345678", "a.b"):
-        batch = BatchRequest.model_validate({"uploads": [{"upload": "one", "id": item_id}]})
-        report = world.service.run_many(batch_id, batch)
-        assert "is not a job id of application 'shop'" in report["error"]["message"]
+    for item_id, said in (("x" * 60, "not a job id"), ("blog.12345678", "not a job id"), ("0", "the same job id")):
+        uploads = [{"upload": "two", "id": None}, {"upload": "one", "id": item_id}]
+        report = world.service.run_many(batch_id, BatchRequest.model_validate({"uploads": uploads}))
+        assert said in report["error"]["message"]
         assert b"FAILURE" in world.redis.get(RESULT_PREFIX + batch_id)
 
 

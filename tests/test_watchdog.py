@@ -37,7 +37,7 @@ def test_busy_idle_and_stopped_workers_live(server: Server, start_worker: StartW
     worker.process.send_signal(signal.SIGCONT)
     time.sleep(2.5)
     later = nap(server, 0)
-    assert eventually(lambda: worker.ends[later])
+    assert eventually(lambda: worker.ends[later]), worker.output
 
 
 def test_a_worker_that_waits_for_redis_lives(server: Server, start_worker: StartWorker) -> None:  # noqa: F811

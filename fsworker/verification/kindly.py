@@ -105,10 +105,7 @@ def cached_windows(fd: int, offset: int, size_bytes: int) -> list[bool]:
     step = _WINDOW_BYTES // _PAGE
     parts = (pages[start : start + step] for start in range(0, len(pages), step))
     # A quarter: read-ahead of others may have brought in a little, a file that is served has it all.
-    return [4 * sum(map(_IS_CACHED.__and__, part)) >= len(part) for part in parts]
-
-
-_IS_CACHED = 1
+    return [4 * part.count(1) >= len(part) for part in parts]
 
 
 def drop_cache(fd: int) -> None:
