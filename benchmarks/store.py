@@ -168,7 +168,12 @@ def timed(action: Callable[[Path, list[Path]], None], directory: Path, files: li
 
 
 def best(
-    contestants: dict[str, Callable[[Path, list[Path]], None]], base: Path, files: list[Path], rounds: int, *, keep: bool
+    contestants: dict[str, Callable[[Path, list[Path]], None]],
+    base: Path,
+    files: list[Path],
+    rounds: int,
+    *,
+    keep: bool,
 ) -> dict[str, float]:
     """The shortest time of each, in seconds. With ``keep`` each finds what it stored in a round before the first.
 
@@ -240,7 +245,11 @@ def peak_of(base: Path, path: Path) -> float:
 
 
 TARGETS = (
-    ("new, batch-durable : HashFS unsynced", 1.0, lambda r: r["new files/s"]["ours, batch"] / r["new files/s"]["HashFS"]),
+    (
+        "new, batch-durable : HashFS unsynced",
+        1.0,
+        lambda r: r["new files/s"]["ours, batch"] / r["new files/s"]["HashFS"],
+    ),
     (
         "new, batch-durable : one fsync at a time",
         10.0,
@@ -248,7 +257,11 @@ TARGETS = (
     ),
     ("duplicates, none : HashFS", 3.0, lambda r: r["duplicates/s"]["ours, none"] / r["duplicates/s"]["HashFS"]),
     ("duplicates, batch : HashFS", 3.0, lambda r: r["duplicates/s"]["ours, batch"] / r["duplicates/s"]["HashFS"]),
-    ("large, none : hash only", 0.6, lambda r: r["large file, MB/s"]["ours, none"] / r["large file, MB/s"]["hash only"]),
+    (
+        "large, none : hash only",
+        0.6,
+        lambda r: r["large file, MB/s"]["ours, none"] / r["large file, MB/s"]["hash only"],
+    ),
     ("large, none : HashFS", 2.0, lambda r: r["large file, MB/s"]["ours, none"] / r["large file, MB/s"]["HashFS"]),
 )
 
@@ -275,7 +288,9 @@ def describe(result: dict[str, Any]) -> str:
     for title, rates in result.items():
         if title != "ratios" and isinstance(rates, dict):
             lines += [title, *(f"  {name:32}{rate:>12,.0f}" for name, rate in rates.items())]
-    lines.append(f"peak memory beyond start: {result['peak memory beyond start, MB']:.1f} MB; HashFS {result['HashFS']}")
+    lines.append(
+        f"peak memory beyond start: {result['peak memory beyond start, MB']:.1f} MB; HashFS {result['HashFS']}"
+    )
     lines.append("ratios (to reach)")
     lines += [f"  {title:42}{result['ratios'][title]:>8} ({target})" for title, target, _ in TARGETS]
     return "\n".join(lines)

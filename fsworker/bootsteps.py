@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from celery import bootsteps
 
+from fsworker.clock import observe
 from fsworker.errors import FSWorkerError
 from fsworker.handle import StoreHandle
 from fsworker.names import Names
@@ -46,6 +47,10 @@ class FollowApplications(bootsteps.StartStopStep):
     terminate = stop
 
     def _look(self, consumer: Any) -> None:
+        try:
+            observe(self.store)  # here, because a clock that is set has to be seen soon: see fsworker.clock
+        except OSError as error:
+            log.warning("cannot look at the store's clock: %s", error)
         try:
             wanted = {self.names.ingest_queue(app) for app in self.store.reload().app_names}
         except FSWorkerError as error:

@@ -22,7 +22,7 @@ from fsworker.errors import ConfigError, FSWorkerError
 from fsworker.judge import QueueRules
 from fsworker.kv import KV, celery_url
 from fsworker.logs import log_as_json
-from fsworker.names import SWEEP, TASK_PREFIX, Names
+from fsworker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, Names
 from fsworker.objects import ObjectStore
 from fsworker.refusals import reporter
 from fsworker.sending import PRODUCER_SETTINGS, Sender, queue_named
@@ -32,10 +32,13 @@ from fsworker.sweep import sweep
 from fsworker.tasks import (
     INGEST_VALIDATORS,
     MAINTENANCE_VALIDATORS,
+    register_collection_tasks,
     register_ingest_tasks,
     register_maintenance_tasks,
 )
 from fsworker.transport import broker_settings, configure, transport_options
+from fsworker.upkeep import Upkeep
+from fsworker.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -88,10 +91,17 @@ def make_app(settings: Settings) -> Celery:
         maintenance = QueueRules(names.maintenance_queue, MAINTENANCE_VALIDATORS, None)
         rules = {names.maintenance_queue: maintenance}.get
         parts = PerProcess(lambda: (open_store(settings), KV(url)))
-        register_maintenance_tasks(app, lambda: sweep(*parts(), send, settings).as_json())
+        upkeep = PerProcess(lambda: Upkeep(*parts(), send, settings))
+
+        def look_and_sweep() -> dict[str, Any]:
+            upkeep().watch()
+            return sweep(*parts(), send, settings).as_json()
+
+        register_maintenance_tasks(app, look_and_sweep)
+        register_collection_tasks(app, upkeep)
         app.conf.beat_schedule = _schedule(settings, names)
     Heartbeat.path = alive_file(make_state_directory(settings, store.config.store_id), settings.role)
-    app.steps["consumer"].add(Heartbeat)
+    app.steps["consumer"].update({Heartbeat, Watchdog})
     configure(rules, reporter(PerProcess(lambda: KV(url)), names, settings.role, settings.result_retention))
     if settings.log_json:
         setup_logging.connect(log_as_json, weak=False)
@@ -132,7 +142,7 @@ def _worker_settings(settings: Settings, names: Names, url: str) -> dict[str, An
 
 def _schedule(settings: Settings, names: Names) -> dict[str, Any]:
     """Beat's entries. Each expires with its interval: a queue that nobody consumed does not fill up."""
-    entries = {SWEEP: settings.sweep_every}
+    entries = {SWEEP: settings.sweep_every, COLLECT: settings.collect_every, PURGE: settings.purge_every}
     return {
         name.removeprefix(f"{TASK_PREFIX}."): {
             "task": name,

@@ -93,6 +93,10 @@ class StoreUnavailableError(UnavailableError):
     """The store's filesystem refused a write or a read (``ENOSPC``, ``EDQUOT``, ``EIO``, ``EROFS``, …)."""
 
 
+class VerificationRunningError(UnavailableError):
+    """Another whole verification of this store runs; this one did nothing."""
+
+
 class RedisUnavailableError(UnavailableError):
     """Redis cannot be reached or refuses commands."""
 

@@ -212,7 +212,8 @@ class StoreHandle:
             # What reached the disk is unknown now, for this file and for others that were written back at the same
             # time: verification has to look. The mark itself cannot be relied on (this disk is failing), so try.
             with suppress(OSError):
-                os.close(os.open(SYNC_FAILED_MARK, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+                flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC  # truncating renews its time
+                os.close(os.open(SYNC_FAILED_MARK, flags, 0o600, dir_fd=self.fd))
             message = "fsync failed in %s (%s): the operation fails, the store is marked for verification"
             log.error(message, self.root, error)  # noqa: TRY400 - the caller raises
             raise

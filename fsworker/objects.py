@@ -81,6 +81,7 @@ class ObjectStore(Stager):
         self.internal_location = internal_location
         self._durable_shards = bytearray(1 << 16)  # 1 for a shard directory whose own name we know to be on disk
         self._dressed_shards = bytearray(1 << 16)  # 1 for one whose mode and group we have seen to
+        self._dressed_parents = bytearray(1 << 8)  # likewise, of the first level
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -203,22 +204,29 @@ class ObjectStore(Stager):
             self._make_shard(name)
             fd = os.open(directory, _DIRECTORY, dir_fd=self.fd)
         if not self._dressed_shards[index]:
-            self.dress_directory(fd, self.modes.data)
-            self._dressed_shards[index] = 1
+            self._dress_shard(name, fd)
         return fd
 
     def _make_shard(self, name: Hash) -> None:
-        parent, directory = f"{layout.DATA}/{name[:2]}", f"{layout.DATA}/{layout.shard(name)}"
+        directory = f"{layout.DATA}/{layout.shard(name)}"
         try:
             self._make_data_directory(directory)
         except FileNotFoundError:
-            self._make_data_directory(parent)
-            fd = os.open(parent, _DIRECTORY, dir_fd=self.fd)
+            self._dressed_parents[int(name[:2], 16)] = 0
+            self._make_data_directory(f"{layout.DATA}/{name[:2]}")
+            self._make_data_directory(directory)
+
+    def _dress_shard(self, name: Hash, shard_fd: int) -> None:
+        self.dress_directory(shard_fd, self.modes.data)
+        index = int(name[:2], 16)
+        if not self._dressed_parents[index]:
+            fd = os.open(f"{layout.DATA}/{name[:2]}", _DIRECTORY, dir_fd=self.fd)
             try:
                 self.dress_directory(fd, self.modes.data)
             finally:
                 os.close(fd)
-            self._make_data_directory(directory)
+            self._dressed_parents[index] = 1
+        self._dressed_shards[int(name[:4], 16)] = 1
 
     def _make_data_directory(self, name: str) -> None:
         """Where only one user writes, a plain ``mkdir`` will do, at an eighth of the price of making it aside.

@@ -17,7 +17,7 @@ from typing import Any
 
 from fsworker import errordir, layout
 from fsworker.config import Settings
-from fsworker.errors import ConfigError, UploadRejectedError
+from fsworker.errors import ConfigError, RedisUnavailableError, UploadRejectedError
 from fsworker.kv import KV
 from fsworker.locks import job_in_flight
 from fsworker.names import TASK_PREFIX, Names
@@ -33,6 +33,7 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 """An upload that nobody has written to for so long, and was never committed, is given up."""
 _LITTER_AFTER_S = 600.0
 """A small file that has been on its way to its name for so long belongs to a process that was killed."""
+_SECONDS_PER_APP = 30.0
 _MAX_RUNG = 1000
 _MAX_BACKLOG = 1000
 """While more messages than this wait, nothing is added to them: what waits in the spool loses nothing."""
@@ -47,6 +48,7 @@ class SweepReport:
     in_flight: int = 0
     abandoned: int = 0
     expired: int = 0
+    failed: int = 0
 
     def as_json(self) -> dict[str, int]:
         """For ``--json`` and task results."""
@@ -96,16 +98,34 @@ class _Sweep:
         self._room = min(_MAX_RUNG, _MAX_BACKLOG - backlog)
 
     def run(self) -> None:
-        """Look at every name once."""
+        """Look at every name once. Whatever an application does to its own spool, the others have their sweep."""
+        until_s = time.monotonic() + _SECONDS_PER_APP
+        told = False
         for entry in self._spool.entries():
-            age_s = self._age_s(entry.name)
-            if age_s is None:
-                continue
-            if entry.kind == "json":
-                self._request(entry, age_s)
-            elif age_s > self._lifetime_s(entry):
-                self._spool.remove(entry.name)
-                self._report.expired += 1
+            if time.monotonic() > until_s:
+                log.warning(
+                    "sweep: the spool of %s takes too long; the rest of it is left to the next", self._spool.app
+                )
+                return
+            try:
+                self._look_at(entry)
+            except RedisUnavailableError:
+                raise
+            except Exception:
+                self._report.failed += 1
+                if not told:
+                    log.exception("sweep: %s in the spool of %s is passed over", ascii(entry.name), self._spool.app)
+                told = True
+
+    def _look_at(self, entry: Entry) -> None:
+        age_s = self._age_s(entry.name)
+        if age_s is None:
+            return
+        if entry.kind == "json":
+            self._request(entry, age_s)
+        elif age_s > self._lifetime_s(entry):
+            self._spool.remove(entry.name)
+            self._report.expired += 1
 
     def _lifetime_s(self, entry: Entry) -> float:
         lifetimes = {"done": self._settings.result_retention, "part": _ABANDONED_AFTER_S, "new": _LITTER_AFTER_S}

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from fsworker.errors import UploadRejectedError
 from fsworker.model import BatchRequest, ClaimRequest, IngestRequest, ThumbnailRequest, describe
-from fsworker.names import CLAIM, INGEST, INGEST_MANY, SWEEP, THUMBNAIL
+from fsworker.layout import is_stamp
+from fsworker.names import CLAIM, COLLECT, COLLECT_PART, INGEST, INGEST_MANY, PURGE, PURGE_PART, SWEEP, THUMBNAIL
 from fsworker.service import Service
+from fsworker.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,26 @@ def register_maintenance_tasks(app: Celery, do_sweep: Callable[[], dict[str, Any
         return report
 
 
+def register_collection_tasks(app: Celery, upkeep: Callable[[], Upkeep]) -> None:
+    """Collections and purges: beat asks for one, and each part asks for the next."""
+
+    @app.task(name=COLLECT)
+    def collect() -> dict[str, Any]:
+        return upkeep().collect()
+
+    @app.task(name=COLLECT_PART)
+    def collect_part(run: str) -> dict[str, Any]:
+        return upkeep().collect(run)
+
+    @app.task(name=PURGE)
+    def purge() -> dict[str, Any]:
+        return upkeep().purge()
+
+    @app.task(name=PURGE_PART)
+    def purge_part(shard: int) -> dict[str, Any]:
+        return upkeep().purge(shard)
+
+
 def _validator(model: type[BaseModel]) -> Validator:
     def check(kwargs: dict[str, Any]) -> None:
         try:
@@ -82,5 +104,19 @@ INGEST_VALIDATORS: Mapping[str, Validator] = {
 }
 """The tasks on an application's queue, and what checks their arguments before they may become a task."""
 
-MAINTENANCE_VALIDATORS: Mapping[str, Validator] = {SWEEP: _no_arguments}
+def _only(name: str, is_right: Callable[[Any], bool]) -> Validator:
+    def check(kwargs: dict[str, Any]) -> None:
+        if set(kwargs) != {name} or not is_right(kwargs[name]):
+            raise UploadRejectedError(f"expected the one argument {name!r}, as the part before gave it")
+
+    return check
+
+
+MAINTENANCE_VALIDATORS: Mapping[str, Validator] = {
+    SWEEP: _no_arguments,
+    COLLECT: _no_arguments,
+    COLLECT_PART: _only("run", lambda run: isinstance(run, str) and is_stamp(run)),
+    PURGE: _no_arguments,
+    PURGE_PART: _only("shard", lambda shard: type(shard) is int and 0 <= shard < 256),
+}
 """The tasks on the maintenance queue."""

@@ -49,6 +49,11 @@ class Upload(io.RawIOBase):
             self._fd = os.open(part_name(self.upload), flags, 0o600, dir_fd=spool.fd)
 
     @property
+    def ingested(self) -> bool:
+        """Whether it has been handed over."""
+        return self._finished
+
+    @property
     def size_bytes(self) -> int:
         """How many bytes there are."""
         return os.fstat(self.fileno()).st_size

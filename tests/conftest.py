@@ -13,6 +13,8 @@ from stacks import RunningStack, running_stack
 from fsworker.embedded import EmbeddedServer
 from fsworker.store import Store
 
+pytest_plugins = ["live_worker"]
+
 ALLOWED_IN_CI = ("CI-may-skip:",)
 """A skip whose reason begins so is no failure in CI: what no package can give (a kernel feature, root)."""
 

@@ -1,6 +1,6 @@
 """A small application that serves stored files: ``file_application.py PORT``, with the FSWORKER settings of a client.
 
-``/file/<hash>?filename=…&media_type=…&disposition=…&immutable=1``
+``/file/<hash>?filename=…&media_type=…&disposition=…&immutable=1``; uploads named ``aaa…`` are allowed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ def main() -> None:
     files = FileAnswers(Client("shop"))
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/fsworker-upload-allowed":  # config/nginx/fsworker-upload.conf
+            allowed = environ["HTTP_X_ORIGINAL_URI"].endswith("a" * 32)
+            start_response("204 No Content" if allowed else "403 Forbidden", [])
+            return ()
         how: dict[str, Any] = dict(parse_qsl(environ["QUERY_STRING"]))
         how.update({name: True for name in ("immutable", "public") if name in how})
         answer = files.answer(

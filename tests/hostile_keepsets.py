@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fsworker.keepsets import new_digest
 from keeping import DAY, HOUR, World
+
+from fsworker.keepsets import new_digest
+from fsworker.model import EMPTY_HASH
 
 Damage = Callable[[World], object]
 
@@ -47,7 +49,8 @@ def _not_manifests() -> Iterator[Case]:
     texts: dict[str, bytes | str] = {
         "space": " ", "null": "null", "list": "[]", "object": "{}", "string": '"x"', "number": "1", "NaN": "NaN",
         "not UTF-8": b"\xff\xfe{}", "zero bytes": bytes(100), "deep": "[" * 20_000, "deep objects": '{"a":' * 9_000,
-        "pickle": pickle.dumps({"version": 1}), "a hash": "da39a3ee5e6b4b0d3255bfef95601890afd80709", "megabyte": b"[" + b" " * 10**6 + b"]",
+        "pickle": pickle.dumps({"version": 1}), "a hash": EMPTY_HASH,
+        "megabyte": b"[" + b" " * 10**6 + b"]",
     }  # fmt: skip
     for name, text in texts.items():
         yield Case(f"manifest: {name}", _raw(text))
@@ -170,9 +173,13 @@ def _times() -> Iterator[Case]:
     )
 
 
+def _largest(w: World) -> str:
+    return max(w.part_keys(), key=w.redis.strlen)
+
+
 def _part(change: Callable[[bytes], bytes]) -> Damage:
     def damage(w: World) -> None:
-        key = w.part_keys()[100]
+        key = _largest(w)
         data = w.redis.get(key)
         assert isinstance(data, bytes)
         w.redis.set(key, change(data))
@@ -207,7 +214,7 @@ def _damaged_parts() -> Iterator[Case]:
         "gone": lambda w, key: None,
     }
     for name, make in fill.items():
-        yield Case(f"part: {name}", _replaced(lambda w: w.part_keys()[200], make))
+        yield Case(f"part: {name}", _replaced(lambda w: _largest(w), make))
     yield Case("half of the parts are gone", lambda w: w.redis.delete(*w.part_keys()[::2]))
     yield Case("all parts are gone", lambda w: w.redis.delete(*w.part_keys()))
     yield Case("two parts swapped", lambda w: _swap(w, digests=False))
@@ -231,9 +238,10 @@ def _swap(w: World, *, digests: bool) -> None:
 
 def _foreign_part(w: World) -> None:
     """The shard of another application, as long, with the digest that the manifest has for ours."""
-    theirs = w.redis.get(w.part_keys("blog")[3])
-    assert isinstance(theirs, bytes)
-    w.redis.set(w.part_keys("shop")[3], theirs)
+    shards = [w.manifest(app)["shards"] for app in ("shop", "blog")]
+    shard = next(i for i in range(256) if shards[0][i][0] == shards[1][i][0] > 0)
+    keys = [w.names.part_key(app, w.manifest(app)["generation"], shard, 0) for app in ("shop", "blog")]
+    w.redis.copy(keys[1], keys[0], replace=True)
 
 
 def _others() -> Iterator[Case]:

@@ -84,7 +84,7 @@ class Sabotage(bootsteps.StartStopStep):
 
 
 if WATCHED:
-    Watchdog.limit_s, Watchdog.silence_s = 2.0, 2.0
+    Watchdog.limit_s, Watchdog.silence_s = 3.0, 3.0
     app.steps["consumer"].update({Watchdog, Sabotage})
 
 

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from stores import CORPUS, sha1
 from webservers import Reply, fetch, free_port, need_nginx, nginx, peak_kib, program
 
 from fsworker import layout, trash
+from fsworker.client import Client
+from fsworker.config import Settings, load_settings
 from fsworker.objects import ObjectStore
 from fsworker.store import Store
 
@@ -35,6 +38,10 @@ class Site:
     url: str
     direct_url: str
     application_pid: int
+
+    def settings(self) -> Settings:
+        """Those of a client."""
+        return load_settings(environ={}, store=self.store.root, redis_url="redis://localhost:1/0")
 
     def get(self, name: str, method: str = "GET", *, query: str = "", **headers: str) -> Reply:
         """A request for a stored file, through nginx."""
@@ -255,3 +262,60 @@ def move_away(store: ObjectStore, name: str) -> None:
     stamp = layout.stamp()
     trash.open_run(store, stamp)
     assert trash.move_to_trash(store, layout.Hash(name), stamp, cutoff_s=2**40)
+
+
+# Uploads that nginx writes
+
+
+@pytest.fixture(scope="module")
+def receiving(served: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """nginx with our configuration for uploads; its URL. Its user has the group of the spool directory."""
+    with tempfile.TemporaryDirectory(prefix="fsworker-test-", ignore_cleanup_errors=True) as name:
+        os.chmod(name, 0o755)
+        incoming = Path(name, "incoming")
+        incoming.mkdir()
+        if os.geteuid() == 0:
+            shutil.chown(incoming, "nobody", reader_group())
+        replace = {
+            "/srv/files/": f"{served.store.root}/",
+            "/srv/files-incoming": str(incoming),
+            "127.0.0.1:8000": urlsplit(served.direct_url).netloc,
+        }
+        port = urlsplit(served.direct_url).port or 0
+        user = f"nobody {reader_group()}"
+        with nginx(Path(name, "nginx"), port, replace, user=user, include="fsworker-upload.conf") as url:
+            yield url
+
+
+def test_an_upload_that_nginx_writes_can_be_ingested(served: Site, receiving: str) -> None:
+    name = "a" * 32
+    reply = fetch(f"{receiving}/fsworker-upload/{name}", method="PUT", data=PICTURE)
+    assert reply.status == 201
+    written = served.store.root / "Spool" / "shop" / name
+    assert written.read_bytes() == PICTURE
+    assert oct(written.stat().st_mode & 0o777) == "0o640"
+    assert written.stat().st_gid == written.parent.stat().st_gid, "the worker must be able to read it"
+    with Client("shop", settings=served.settings()) as files:
+        job = files.ingest(files.uploaded(name))
+        assert job.state == "queued"
+
+
+def test_an_upload_that_the_application_does_not_allow_is_not_written(served: Site, receiving: str) -> None:
+    name = "f" * 32
+    reply = fetch(f"{receiving}/fsworker-upload/{name}", method="PUT", data=b"x")
+    assert reply.status == 403
+    assert not (served.store.root / "Spool" / "shop" / name).exists()
+
+
+@pytest.mark.parametrize("path", ["x", "..%2fx", ".store.json", "A" * 32, "a" * 33, "a" * 31 + "/x", ""])
+def test_an_upload_has_a_random_name_or_none(receiving: str, path: str) -> None:
+    assert fetch(f"{receiving}/fsworker-upload/{path}", method="PUT", data=b"x").status in (404, 405)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "MKCOL", "MOVE"])
+def test_the_spool_can_only_be_written_to(receiving: str, method: str) -> None:
+    assert fetch(f"{receiving}/fsworker-upload/{'a' * 32}", method=method).status in (403, 405)
+
+
+def test_the_permission_is_not_for_browsers_to_ask(receiving: str) -> None:
+    assert fetch(f"{receiving}/fsworker-upload-allowed").status == 404

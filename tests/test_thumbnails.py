@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,13 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps, JpegImagePlugin
 
 from fsworker.specification import FORMATS, Thumbnail
 from fsworker.thumbnails import ENGINE_VERSION, Picture
+
+try:
+    import pillow_heif
+except ImportError:
+    HAS_HEIF = False
+else:
+    HAS_HEIF = True
 
 PNG = {"format": "png"}
 
@@ -83,6 +92,9 @@ WRITABLE = [
     ("ICO", "RGBA"),
     ("ICO", "P"),
 ]
+if HAS_HEIF:
+    pillow_heif.register_heif_opener()
+    WRITABLE += [("HEIF", "RGB"), ("HEIF", "RGBA")]
 LOSSLESS = {
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 100},
@@ -162,6 +174,20 @@ class TestFormatsAndModes:
         assert set(outcome.failed) == {"a", "b"}
         assert "not a picture" in outcome.failed["a"]
 
+    def test_heic_without_its_extra_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fsworker.thumbnails.decode.HAS_HEIF", False)
+        assert "pip install 'fsworker[heic]'" in reason(corpus("images/small.heif"))
+
+    def test_loading_it_leaves_pillow_as_it_was(self) -> None:
+        code = """
+import sys
+from PIL import AvifImagePlugin, Image
+before = (Image.MAX_IMAGE_PIXELS, AvifImagePlugin.DEFAULT_MAX_THREADS)
+import fsworker.thumbnails
+sys.exit(before != (Image.MAX_IMAGE_PIXELS, AvifImagePlugin.DEFAULT_MAX_THREADS) or "HEIF" in Image.OPEN)
+"""
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
     def test_an_empty_file_is_no_picture(self) -> None:
         assert thumbnails(b"", a="9x9").picture is None
 
@@ -174,7 +200,7 @@ class TestOrientation:
     """EXIF's orientation is applied, whoever carries it, and reported sizes are upright."""
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", *["HEIF"][: int(HAS_HEIF)]])
     def test_stands_upright(self, image_format: str, orientation: int) -> None:
         stored, exif = with_orientation(chart(), orientation)
         data = encoded(stored, image_format, exif=exif, **LOSSLESS.get(image_format, {}))
@@ -392,7 +418,8 @@ class TestAnimation:
     def test_all_frames_when_asked(self, image_format: str, output: str) -> None:
         made = thumbnail(self.animation(image_format), {"geometry": "102x", "format": output, "animated": True})
         assert made.n_frames == 4
-        assert made.info["loop"] == 3
+        plays = 4 if image_format == "GIF" else 3  # a GIF counts repetitions
+        assert made.info["loop"] == (plays - 1 if output == "gif" else plays)
         for index, expected in enumerate(self.frames()):
             made.seek(index)
             made.load()
@@ -405,6 +432,21 @@ class TestAnimation:
     def test_keeps_a_format_that_can(self, image_format: str, expected: str) -> None:
         made = thumbnail(self.animation(image_format), {"geometry": "50x", "animated": True})
         assert (made.format, made.n_frames) == (expected, 4)
+
+    def test_an_animated_png_may_have_a_picture_that_is_not_in_it(self) -> None:
+        still = thumbnail(corpus("images/animated-palette.png"), "150x")
+        assert still.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
+        moving = thumbnail(corpus("images/animated-palette.png"), {"geometry": "150x", "animated": True})
+        assert moving.convert("RGB").getpixel((9, 9)) == (0, 255, 0)
+
+    def test_runs_once_for_ever_or_as_often_as_it_did(self) -> None:
+        first, *others = self.frames(2)
+        for options, plays in (({}, 1), ({"loop": 0}, 0), ({"loop": 2}, 3)):
+            data = encoded(first, "GIF", save_all=True, append_images=others, **options)
+            for output in ("webp", "png"):
+                made = thumbnail(data, {"geometry": "50x", "format": output, "animated": True})
+                assert made.info["loop"] == plays
+            assert thumbnail(data, {"geometry": "50x", "animated": True}).info.get("loop") == options.get("loop")
 
     def test_a_still_is_no_animation(self) -> None:
         made = thumbnail(encoded(chart(), "GIF"), {"geometry": "50x", "animated": True})

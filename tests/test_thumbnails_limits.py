@@ -328,6 +328,17 @@ class TestReport:
         read = read_report(report, output, frozenset("a"))
         assert (read.picture, read.made, read.failed, read.input_error) == (None, {}, {}, None)
 
+    def test_a_thumbnail_that_is_something_else_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def taken_over(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
+            reporter.made("a", b"<script>", "image/png", 9, 9)
+            reporter.made("b", b"\x89PNG\r\n\x1a\n", "image/png", 9, 9)
+            reporter.made("c", b"\x89PNG\r\n\x1a\n", "image/webp", 9, 9)
+
+        monkeypatch.setattr("fsworker.thumbnails.make.render", taken_over)
+        outcome = thumbnails(encoded(chart(), "PNG"), a="9x9", b="8x8", c="7x7")
+        assert set(outcome.made) == {"b"}
+        assert set(outcome.failed) == {"a", "c"}
+
     def test_a_reason_is_one_short_printable_line(self) -> None:
         report, output = MemoryFile("report"), MemoryFile("output")
         Reporter(report.fd, output.fd).failed("a", "\x1b[31m\n\0\u202e" + "x" * 5000)

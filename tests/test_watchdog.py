@@ -6,13 +6,13 @@ import signal
 import time
 from pathlib import Path
 
-from live_worker import Server, StartWorker, nap, server, shared_server, start_worker  # noqa: F401 - fixtures
+from live_worker import Server, StartWorker, nap
 from processes import eventually
 
 from fsworker.watchdog import EXIT_STATUS
 
 
-def test_a_worker_whose_main_process_hangs_ends(start_worker: StartWorker, tmp_path: Path) -> None:  # noqa: F811
+def test_a_worker_whose_main_process_hangs_ends(start_worker: StartWorker, tmp_path: Path) -> None:
     worker = start_worker(JUDGED_WATCHED="1")
     (tmp_path / "hang").touch()
     assert eventually(lambda: not worker.is_alive(), 20)
@@ -21,29 +21,29 @@ def test_a_worker_whose_main_process_hangs_ends(start_worker: StartWorker, tmp_p
     assert "judged_app.py" in worker.output  # where it hung
 
 
-def test_a_worker_that_no_longer_takes_messages_ends(start_worker: StartWorker, tmp_path: Path) -> None:  # noqa: F811
+def test_a_worker_that_no_longer_takes_messages_ends(start_worker: StartWorker, tmp_path: Path) -> None:
     worker = start_worker(JUDGED_WATCHED="1")
     (tmp_path / "deafen").touch()
     assert eventually(lambda: not worker.is_alive(), 20)
     assert worker.process.returncode == EXIT_STATUS
 
 
-def test_busy_idle_and_stopped_workers_live(server: Server, start_worker: StartWorker) -> None:  # noqa: F811
+def test_busy_idle_and_stopped_workers_live(server: Server, start_worker: StartWorker) -> None:
     worker = start_worker(JUDGED_WATCHED="1")
-    jobs = [nap(server, 5), nap(server, 5)]  # as many as it has processes: it asks for no message meanwhile
+    jobs = [nap(server, 4.5), nap(server, 4.5)]  # as many as it has processes: it asks for no message meanwhile
     assert eventually(lambda: all(worker.ends[job] for job in jobs), 20)
     worker.process.send_signal(signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(4)
     worker.process.send_signal(signal.SIGCONT)
-    time.sleep(2.5)
+    time.sleep(1)
     later = nap(server, 0)
     assert eventually(lambda: worker.ends[later]), worker.output
 
 
-def test_a_worker_that_waits_for_redis_lives(server: Server, start_worker: StartWorker) -> None:  # noqa: F811
+def test_a_worker_that_waits_for_redis_lives(server: Server, start_worker: StartWorker) -> None:
     worker = start_worker(JUDGED_WATCHED="1")
     with server.stopped():
         assert eventually(lambda: "Cannot connect" in worker.output)
-        time.sleep(5)
+        time.sleep(4)
     later = nap(server, 0)
     assert eventually(lambda: worker.ends[later], 20)

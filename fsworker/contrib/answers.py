@@ -14,7 +14,16 @@ from typing import Any
 
 from fsworker import serving
 from fsworker.client import Client
-from fsworker.errors import ConfigError, InvalidHashError, NotStoredError
+from fsworker.errors import (
+    ConfigError,
+    FSWorkerError,
+    ImageError,
+    InvalidHashError,
+    JobTimeoutError,
+    NotStoredError,
+    UploadError,
+)
+from fsworker.job import Job
 from fsworker.model import Hash, parse_hash
 from fsworker.reading import ObjectReader
 
@@ -131,3 +140,21 @@ class FileAnswers:
             os.close(fd)
             return Answer(status, headers)
         return Answer(status, headers, FilePart(fd, sent))
+
+
+def job_report(job: Job) -> dict[str, Any]:
+    """How a job stands, for a browser: ``id``, ``state``, ``progress``, and at the end ``result`` or ``error``.
+
+    The error of a :class:`ConfigError` or of something unexpected is for the log, not for visitors: they get its type.
+    """
+    report: dict[str, Any] = {"id": job.id, "state": job.state, "progress": job.progress}
+    try:
+        report["result"] = job.get(timeout=0).model_dump(mode="json")
+        report["state"], report["progress"] = "done", 1.0
+    except JobTimeoutError:
+        return report
+    except FSWorkerError as error:
+        told = isinstance(error, (UploadError, ImageError))
+        report["state"], report["progress"] = "failed", 1.0
+        report["error"] = {"type": type(error).__name__, "message": str(error) if told else "It could not be stored."}
+    return report

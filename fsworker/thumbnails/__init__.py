@@ -2,8 +2,8 @@
 
 The order of its modules, ground first: ``formats`` (what is decoded at all), ``limits`` (what one picture may cost),
 ``outcome`` (results, and how they come out of the limited process), ``source``, ``jpeg``; with Pillow: ``decode``,
-``colour``, ``resize``, ``encode``, ``animation``, and ``render`` over them; ``child`` (the limited process), ``make``
-and ``files`` (what others call).
+``colour``, ``resize``, ``encode``, ``animation``, and ``render`` over them; ``heap`` and ``child`` (the limited process),
+``make`` and ``files`` (what others call).
 """
 
 from __future__ import annotations

@@ -26,16 +26,16 @@ def render_animation(source: Source, thumbnail: Thumbnail, limits: Limits) -> tu
     region = region_of(thumbnail, source)
     image_format = choose_format(thumbnail, source.format, transparent=True, animated=True)
     check_size(image_format, *region.size, limits.max_pixels)
-    image = source.take()
-    count = _count_frames(image, limits)
+    count = _count_frames(source.take(), limits)
     width, height = source.size
     if count * width * height > MAX_TOTAL_FACTOR * limits.max_pixels:
         raise ImageError(f"{count} frames of {width} x {height} pixels are too many")
     if count * region.size[0] * region.size[1] > limits.max_pixels:
         raise ImageError(f"{count} frames of {region.size[0]} x {region.size[1]} pixels are too many")
-    loop = image.info.get("loop")
+    image = source.take()  # again, for a picture that was wound back may have lost its palette
+    first = 1 if image.info.get("default_image") else 0  # a PNG's picture for those who cannot show its animation
     frames, durations_ms = [], []
-    for index in range(count):
+    for index in range(first, count):
         image.seek(index)
         image.load()
         pixels = to_resizable(image)
@@ -44,8 +44,16 @@ def render_animation(source: Source, thumbnail: Thumbnail, limits: Limits) -> tu
             frame = frame.transpose(TRANSPOSE[source.orientation])
         frames.append(frame.convert("RGBA"))
         durations_ms.append(_duration_ms(image))
-    data = encode_animation(frames, durations_ms, loop if isinstance(loop, int) else None, image_format, thumbnail)
+    data = encode_animation(frames, durations_ms, _plays(source.format, image), image_format, thumbnail)
     return data, MEDIA_TYPE[image_format], *frames[0].size
+
+
+def _plays(source_format: str, image: Image.Image) -> int:
+    """How often the animation runs, 0 for ever. A GIF says how often it is repeated, if it is; the others say this."""
+    loop = image.info.get("loop")
+    if source_format != "GIF" or loop == 0:
+        return loop if isinstance(loop, int) else 0
+    return loop + 1 if isinstance(loop, int) else 1
 
 
 def _count_frames(image: Image.Image, limits: Limits) -> int:

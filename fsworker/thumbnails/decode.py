@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import (
     AvifImagePlugin,
@@ -32,9 +32,9 @@ from fsworker.thumbnails.outcome import Picture
 try:
     import pillow_heif
 except ImportError:  # the extra "heic" is not installed
-    HAS_HEIF = False
+    HEIF_VERSION = None
 else:
-    HAS_HEIF = True
+    HEIF_VERSION = f"{pillow_heif.__version__}/{pillow_heif.libheif_version()}"
 
 LOADED = (
     AvifImagePlugin,
@@ -48,6 +48,7 @@ LOADED = (
 )
 """Loaded before any fork, because the child can open no file, a module's neither."""
 
+HAS_HEIF = HEIF_VERSION is not None
 BIG_JPEG_FACTOR = 8
 """How many times the pixel limit a JPEG may have that is decoded at a quarter of its size or less, in one pass."""
 _BIG_JPEG_SCALE = 4
@@ -65,16 +66,21 @@ TRANSPOSE: Mapping[int, Image.Transpose] = {
 """What makes a picture upright, by the value of EXIF's orientation (0x0112)."""
 
 
-def prepare() -> None:
-    """Set Pillow up for hostile files; in the decoding process, or once in a worker."""
-    Image.preinit()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the process may have one processor's time, and no more address space
+Image.preinit()
+
+
+def set_up() -> None:
+    """Set Pillow up for hostile files. In the decoding process only: an application's own use of Pillow is its affair.
+
+    One thread, for the process has one processor's time and no address space to spare. Too many pixels are an error, not
+    a warning, and nothing else warns.
+    """
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if HAS_HEIF:
-        pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
-
-
-def quiet() -> None:
-    """Make Pillow's warning about too many pixels an error and silence all others; in the decoding process only."""
+        pillow_heif.options.DECODE_THREADS = 1
+        pillow_heif.options.THUMBNAILS = False
+        pillow_heif.options.DEPTH_IMAGES = False
+        pillow_heif.options.AUX_IMAGES = False
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -131,8 +137,10 @@ def _open(name: str, stream: BinaryIO) -> ImageFile.ImageFile:
     stream.seek(0)
     if name == "JPEG":  # not by Image.open, which would make more of the several pictures of an MPO than is wanted
         return JpegImagePlugin.JpegImageFile(stream)
-    if name == "HEIF" and not HAS_HEIF:
-        raise ImageError("HEIC needs the extra 'heic': pip install 'fsworker[heic]'")
+    if name == "HEIF":
+        if not HAS_HEIF:
+            raise ImageError("HEIC needs the extra 'heic': pip install 'fsworker[heic]'")
+        return cast("ImageFile.ImageFile", pillow_heif.HeifImageFile(stream))  # type: ignore[no-untyped-call]
     return Image.open(stream, formats=[name])
 
 

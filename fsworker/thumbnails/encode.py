@@ -63,25 +63,22 @@ def encode(image: Image.Image, image_format: Format, thumbnail: Thumbnail) -> by
 def encode_animation(
     frames: Sequence[Image.Image],
     durations_ms: Sequence[int],
-    loop: int | None,
+    plays: int,
     image_format: Format,
     thumbnail: Thumbnail,
 ) -> bytes:
-    """The bytes of an animation; ``loop`` is how often it runs (0: for ever, ``None``: once)."""
+    """The bytes of an animation that runs ``plays`` times (0: for ever)."""
     if image_format not in ANIMATED_FORMATS:
         raise ImageError(f"{image_format} cannot be animated")
     ready = [_ready(frame, image_format, thumbnail) for frame in frames]
-    options = _options(image_format, thumbnail) | {
-        "save_all": True,
-        "append_images": ready[1:],
-        "duration": list(durations_ms),
-    }
-    if loop is not None:
-        options["loop"] = loop
-    elif image_format != "gif":
-        options["loop"] = 1
+    options = _options(image_format, thumbnail)
+    options |= {"save_all": True, "append_images": ready[1:], "duration": list(durations_ms)}
     if image_format == "gif":
-        options["disposal"] = 2
+        options["disposal"] = 2  # each frame is whole
+        if plays != 1:
+            options["loop"] = max(0, plays - 1)  # a GIF counts repetitions, and says nothing for none
+    else:
+        options["loop"] = plays
     stream = io.BytesIO()
     ready[0].save(stream, format=image_format, **options)
     return stream.getvalue()

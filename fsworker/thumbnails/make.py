@@ -10,24 +10,23 @@ from PIL import features
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.child import run_limited
-from fsworker.thumbnails.decode import HAS_HEIF, prepare
-from fsworker.thumbnails.formats import SIGNATURE_BYTES, sniff
+from fsworker.thumbnails.decode import HEIF_VERSION
+from fsworker.thumbnails.formats import MEDIA_TYPE, SIGNATURE_BYTES, sniff
 from fsworker.thumbnails.limits import Limits
-from fsworker.thumbnails.outcome import PictureOutcome
+from fsworker.thumbnails.outcome import Made, PictureOutcome
 from fsworker.thumbnails.render import render
 
 _PIPELINE_VERSION = 1  # counts changes here that change the bytes of any thumbnail
 
 
 def _engine_version() -> str:
-    codecs = (f"{name}{features.version(name)}" for name in ("libjpeg_turbo", "webp", "avif", "zlib", "littlecms2"))
-    return "-".join((str(_PIPELINE_VERSION), f"pillow{pillow_version}", *codecs, *(("heif",) if HAS_HEIF else ())))
+    versions = {"fsworker": _PIPELINE_VERSION, "pillow": pillow_version}
+    versions |= {name: features.version(name) for name in ("libjpeg_turbo", "webp", "avif", "zlib", "littlecms2")}
+    return " ".join(f"{name}={version}" for name, version in {**versions, "heif": HEIF_VERSION}.items() if version)
 
 
 ENGINE_VERSION = _engine_version()
 """Names all that the bytes of a thumbnail depend on beside the original's bytes and the specification."""
-
-prepare()
 
 
 def make_thumbnails(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits | None = None) -> PictureOutcome:
@@ -44,7 +43,13 @@ def make_thumbnails(fd: int, specifications: Mapping[str, Thumbnail], limits: Li
     report, early = run_limited(render, fd, specifications, limits)
     if report.input_error is not None:
         raise OSError(report.input_error, f"the original cannot be read: {os.strerror(report.input_error)}")
-    made = {name: made for name, made in report.made.items() if name not in report.failed}
+    made = {name: made for name, made in report.made.items() if name not in report.failed and _is_as_told(made)}
     missing = [name for name in specifications if name not in made and name not in report.failed]
     failed = {**report.failed, **dict.fromkeys(missing, early or "the decoder gave no result")}
     return PictureOutcome(report.picture, made, failed)
+
+
+def _is_as_told(made: Made) -> bool:
+    """Whether a thumbnail begins as its media type does: a decoder that was taken over shall not plant, say, a page."""
+    name = sniff(made.read_start(SIGNATURE_BYTES))
+    return name is not None and MEDIA_TYPE[name] == made.media_type

@@ -73,6 +73,10 @@ class Made:
         """All bytes of the thumbnail."""
         return self._file.read(self.size, self._offset)
 
+    def read_start(self, size: int) -> bytes:
+        """The first ``size`` bytes, or all if there are fewer."""
+        return self._file.read(min(size, self.size), self._offset)
+
     def chunks(self, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
         """The bytes piece by piece."""
         for done in range(0, self.size, chunk_bytes):

@@ -10,6 +10,7 @@ for small thumbnails and one for large, and only what is larger still has its ow
 
 from __future__ import annotations
 
+import errno
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, cast
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fsworker.errors import ImageError
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.animation import render_animation
 from fsworker.thumbnails.colour import Convert, colour_space, srgb_converter, to_resizable
-from fsworker.thumbnails.decode import TRANSPOSE, Source, decode, open_source, quiet
+from fsworker.thumbnails.decode import TRANSPOSE, Source, decode, open_source, set_up
 from fsworker.thumbnails.encode import MEDIA_TYPE, check_size, choose_format, encode
 from fsworker.thumbnails.formats import SIGNATURE_BYTES, sniff
 from fsworker.thumbnails.limits import Limits
@@ -37,12 +38,16 @@ DRAFT_GAP = 1.25
 """How much larger than a thumbnail its JPEG's decode must be, or the scaled decode's own filter would show."""
 
 
+RenderOne = Callable[[Thumbnail], tuple[bytes, str, int, int]]
+"""Makes one thumbnail of decoded pixels: its bytes, media type, width and height."""
+
+
 def render(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
     """Report the picture behind ``fd`` and a verdict for each specification.
 
     Never raises for what is in the file, but may die of it; :mod:`~fsworker.thumbnails.child` sees to that.
     """
-    quiet()
+    set_up()
     raw = SourceFile(fd)
     stream = cast("BinaryIO", io.BufferedReader(raw, 2**16))
     waiting = dict(specifications)
@@ -56,29 +61,31 @@ def render(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, rep
 
 
 def _render(stream: BinaryIO, waiting: dict[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
-    """As :func:`render`, but raises; what has its verdict is removed from ``waiting``."""
+    """As :func:`render`, but raises; what is taken in hand is removed from ``waiting``."""
     name = sniff(stream.read(SIGNATURE_BYTES))
     if name is None:
         raise ImageError("not a picture")
     source = open_source(name, stream, limits)
     reporter.picture(source.picture)
-    for names, make in _plan(source, waiting, limits):
+    for names, decode_them in _plan(source, waiting, limits):
+        _render_together({name: waiting.pop(name) for name in names}, decode_them, limits, reporter)
+
+
+def _render_together(
+    wanted: Mapping[str, Thumbnail], decode_them: Callable[[], RenderOne], limits: Limits, reporter: Reporter
+) -> None:
+    """Make the thumbnails that share a decode, and report each; one's failure is not another's."""
+    try:
+        render_one = decode_them()
+    except Exception as error:  # noqa: BLE001
+        for name in wanted:
+            reporter.failed(name, reason_of(error, limits))
+        return
+    for name, thumbnail in wanted.items():
         try:
-            render_one = make()
+            reporter.made(name, *render_one(thumbnail))
         except Exception as error:  # noqa: BLE001
-            for wanted in names:
-                reporter.failed(wanted, reason_of(error, limits))
-                del waiting[wanted]
-            continue
-        for wanted in names:
-            try:
-                reporter.made(wanted, *render_one(waiting[wanted]))
-            except Exception as error:  # noqa: BLE001  # one thumbnail's verdict is not another's
-                reporter.failed(wanted, reason_of(error, limits))
-            del waiting[wanted]
-
-
-RenderOne = Callable[[Thumbnail], tuple[bytes, str, int, int]]
+            reporter.failed(name, reason_of(error, limits))
 
 
 def _plan(
@@ -156,8 +163,10 @@ def reason_of(error: BaseException, limits: Limits) -> str:
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "Insufficient memory" in str(error):
         return f"needs more than {limits.memory_bytes / 2**20:.0f} MiB of memory"
+    if isinstance(error, UnidentifiedImageError):
+        return "the picture is broken: its headers make no sense"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"the picture has more than {limits.max_pixels / 1e6:g} megapixels"
-    if isinstance(error, OSError) and error.errno == 27:
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return f"the thumbnails have more than {limits.output_bytes / 2**20:g} MiB together"
     return f"the picture is broken: {error or type(error).__name__}"

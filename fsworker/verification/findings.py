@@ -27,7 +27,8 @@ KINDS = {
     "rotten": Kind("its content does not match its name", f"{_REPAIR}; without a good copy: {_BRING_BACK}"),
     "empty": Kind("it is empty, and its name is another content's", f"{_REPAIR}; without a good copy: {_BRING_BACK}"),
     "unreadable": Kind(
-        "the disk cannot read it", f"look at the kernel's log and the disk; it is left where it is until then: {_BRING_BACK}"
+        "the disk cannot read it",
+        f"look at the kernel's log and the disk; it is left where it is until then: {_BRING_BACK}",
     ),
     "unstable": Kind(
         "two readings of it differ", "test the memory, the disk and its cable before anything else; nothing was moved"
@@ -48,7 +49,9 @@ KINDS = {
     "symlink": Kind("it is a symbolic link; the store has none", _REPAIR),
     "special-file": Kind("it is a FIFO, socket or device", _REPAIR),
     "directory-mode": Kind("the directory's mode is wrong", _REPAIR),
-    "directory-group": Kind("the directory is not in the store's group", f"{_REPAIR} (as the store's user, or as root)"),
+    "directory-group": Kind(
+        "the directory is not in the store's group", f"{_REPAIR} (as the store's user, or as root)"
+    ),
     "unreadable-directory": Kind("the directory cannot be listed", "look at its mode, the kernel's log and the disk"),
     # leftovers
     "temp-leftover": Kind("a process died and left it in Temp/", f"{_REPAIR}, which moves it to Error/"),
@@ -58,13 +61,17 @@ KINDS = {
         "no request names this upload; its message may still be on the way", "nothing, unless it stays", is_note=True
     ),
     "orphaned-taken": Kind("its job is over, and the upload still here", f"{_REPAIR}, which moves it to Error/"),
-    "spool-stray": Kind("it is no upload, and nothing of fsworker's", "ask its application; it is never touched", is_note=True),
+    "spool-stray": Kind(
+        "it is no upload, and nothing of fsworker's", "ask its application; it is never touched", is_note=True
+    ),
     # a backup
     "mirror-missing": Kind("the backup does not have it", "make the backup again"),
     "mirror-extra": Kind("the store does not have it (any more)", "nothing, if it was collected", is_note=True),
     "mirror-rotten": Kind("the backup's copy does not match its name", "delete it from the backup and make it again"),
     "mirror-unreadable": Kind("the backup's copy cannot be read", "look at the backup's disk and modes"),
-    "mirror-stray": Kind("the backup has what no store has", "look whether it is the backup of this store", is_note=True),
+    "mirror-stray": Kind(
+        "the backup has what no store has", "look whether it is the backup of this store", is_note=True
+    ),
 }
 """Every kind by its name in reports. ``recent-upload``, ``spool-stray`` and ``mirror-extra`` are notes: no damage."""
 

@@ -35,9 +35,13 @@ class Expected:
     gid: int
     uid: int | None
     directory_mode: int
+    is_lenient: bool = False
+    """Everything will do: a mirror is another user's, on another machine perhaps."""
 
     def file_problems(self, status: os.stat_result) -> list[tuple[str, str]]:
         """What is wrong with a stored file's inode: kinds, and what was found."""
+        if self.is_lenient:
+            return []
         problems = []
         if (mode := stat.S_IMODE(status.st_mode)) != layout.FILE_MODE:
             problems.append(("wrong-mode", f"{mode:04o}"))
@@ -49,6 +53,8 @@ class Expected:
 
     def directory_problems(self, status: os.stat_result) -> list[tuple[str, str]]:
         """What is wrong with a directory's inode."""
+        if self.is_lenient:
+            return []
         problems = []
         mode = stat.S_IMODE(status.st_mode)
         if (mode ^ self.directory_mode) & _DIRECTORY_BITS:
@@ -63,6 +69,9 @@ def expected_of(handle: StoreHandle) -> Expected:
     status = os.stat(layout.DATA, dir_fd=handle.fd)
     uid = status.st_uid if handle.modes is layout.WORKER_WRITES else None
     return Expected(handle.gid, uid, handle.modes.data)
+
+
+LENIENT = Expected(-1, None, 0, is_lenient=True)
 
 
 @dataclass
@@ -89,11 +98,11 @@ class Listing:
 
 
 class Judge:
-    """Looks at a store. May be shared by threads, and by forked processes."""
+    """Looks at a store, open as ``root_fd``. May be shared by threads, and by forked processes."""
 
-    def __init__(self, handle: StoreHandle, reader: KindReader) -> None:
-        self.root_fd = handle.fd
-        self.expected = expected_of(handle)
+    def __init__(self, root_fd: int, expected: Expected, reader: KindReader) -> None:
+        self.root_fd = root_fd
+        self.expected = expected
         self.reader = reader
         self._noatime = os.O_NOATIME
 

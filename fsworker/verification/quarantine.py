@@ -28,7 +28,10 @@ def quarantine(
         reason["hash"] = name
     stamp = ""
     try:
-        with errordir.new_entry(store, errordir.QUARANTINED, message, **reason) as (stamp, entry_fd), ExitStack() as held:
+        with (
+            errordir.new_entry(store, errordir.QUARANTINED, message, **reason) as (stamp, entry_fd),
+            ExitStack() as held,
+        ):
             if name is not None:
                 held.enter_context(shard_lock(store.fd, name, store.modes.lock_file, exclusive=True))
             if is_same(store.fd, path, seen):

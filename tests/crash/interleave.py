@@ -175,7 +175,10 @@ class Run:
     @contextmanager
     def _patched(self) -> Iterator[None]:
         real = SimpleNamespace(
-            **{name: getattr(os, name) for name in ("open", "stat", "link", "rename", "fchmod", "unlink", "close", "fstat")},
+            **{
+                name: getattr(os, name)
+                for name in ("open", "stat", "link", "rename", "fchmod", "unlink", "close", "fstat")
+            },
             flock=fcntl.flock,
         )
 
@@ -232,7 +235,8 @@ class Run:
                 real.flock(fd, operation | fcntl.LOCK_NB)  # the scheduler knows that it is free
                 self._locks.setdefault(self._fds[fd], {})[number] = operation
 
-        patches = {"open": open_, "stat": stat_, "link": link, "rename": rename, "fchmod": fchmod, "unlink": unlink, "close": close}
+        patches = {"open": open_, "close": close, "stat": stat_, "link": link}
+        patches |= {"rename": rename, "fchmod": fchmod, "unlink": unlink}
         for name, patch in patches.items():
             setattr(os, name, patch)
         fcntl.flock = flock

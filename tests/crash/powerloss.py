@@ -252,7 +252,11 @@ class Recorder:
         try:
             # not across a page's end, behind which there may be nothing
             data = os.pread(fd, min(size, 4096 - address % 4096), address)
-            return data if len(data) == size or b"\0" in data else data + os.pread(fd, size - len(data), address + len(data))
+            return (
+                data
+                if len(data) == size or b"\0" in data
+                else data + os.pread(fd, size - len(data), address + len(data))
+            )
         finally:
             os.close(fd)
 

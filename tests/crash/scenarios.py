@@ -55,7 +55,9 @@ class Scenario:
     durability: str = "full"
     bare: bool = False
     raises: tuple[type[Exception], ...] = ()
-    own_calls: bool = False  # some calls are of ``act`` or on files of its own, so that their errors come out as they are
+    own_calls: bool = (
+        False  # some calls are of ``act`` or on files of its own, so that their errors come out as they are
+    )
     synced: bool = True
     """Whether what lies there at the start is on disk; else its writer died before it synced."""
     kept: tuple[bytes, ...] = ()
@@ -108,6 +110,14 @@ def put(*contents: bytes) -> Callable[[ObjectStore, Callable[[str], None]], Any]
             acknowledge(store.put(data).hash)
 
     return act
+
+
+def put_under_umask(store: ObjectStore, acknowledge: Callable[[str], None]) -> None:
+    before = os.umask(0o077)
+    try:
+        acknowledge(store.put(NEW).hash)
+    finally:
+        os.umask(before)
 
 
 def put_stream(store: ObjectStore, acknowledge: Callable[[str], None]) -> None:
@@ -165,6 +175,7 @@ def all_scenarios() -> list[Scenario]:
     scenarios = [
         Scenario("new", put(NEW), stored=(NEIGHBOUR, COMPANION)),
         Scenario("new, first in its shard", put(NEW)),
+        Scenario("new, first in its shard, strict umask", put_under_umask),
         Scenario("new, database with nothing but its configuration", put(NEW), stored=(), bare=True),
         Scenario("new, from a large stream", put_stream),
         Scenario("duplicate", put(NEIGHBOUR)),
@@ -227,9 +238,9 @@ def stored_files(root: Path) -> list[tuple[str, Path]]:
         status = path.lstat()
         assert stat.S_ISREG(status.st_mode)
         assert stat.S_IMODE(status.st_mode) == layout.FILE_MODE, f"{path} has mode {status.st_mode:o}"
+        for directory in (path.parent, path.parent.parent):
+            assert stat.S_IMODE(directory.stat().st_mode) in (0o2750, 0o775), f"{directory} has a wrong mode"
         found.append((path.name, path))
-    for directory in [*root.glob("Data/*"), *root.glob("Data/*/*")]:
-        assert stat.S_IMODE(directory.stat().st_mode) in (0o2750, 0o775), f"{directory} has a wrong mode"
     return found
 
 

@@ -100,7 +100,7 @@ def test_whatever_system_call_fails_nothing_is_lost_and_nothing_swallowed(
             check(root, scenario, outcome.acknowledged)
             if TORTURE or point % 5 == 0:
                 check_recovery(root, scenario)
-    print(f"{calls} calls")
+    print(f"{calls} calls")  # noqa: T201 - for pytest -s
 
 
 def judge(scenario: Scenario, outcome: tracer.Outcome, call: tracer.Call, code: int, where: str) -> None:

@@ -62,7 +62,9 @@ WORDS = {
 }
 
 
-def run(base: Path, words: list[str], scenario: Scenario = PRESENT, grace_s: float = GRACE_S, **bounds: int) -> Explored:
+def run(
+    base: Path, words: list[str], scenario: Scenario = PRESENT, grace_s: float = GRACE_S, **bounds: int
+) -> Explored:
     template = base / "template"
     if not template.exists():
         scenario.prepare(template)
@@ -101,7 +103,7 @@ def run(base: Path, words: list[str], scenario: Scenario = PRESENT, grace_s: flo
         assert (scenario.rotten and copies) or NEIGHBOUR in copies, "it is gone from Data and Trash"
 
     explored = explore(prepare, operations, check, finish, **bounds)
-    print(f"{' + '.join(words)} {bounds}: {explored}")
+    print(f"{' + '.join(words)} {bounds}: {explored}")  # noqa: T201 - for pytest -s
     return explored
 
 
@@ -112,7 +114,9 @@ def read(path: Path) -> bytes | None:
         return None
 
 
-@pytest.mark.parametrize("words", [["ingest", "collect"], ["claim", "collect"], ["ingest", "ingest"], ["ingest", "claim"]])
+@pytest.mark.parametrize(
+    "words", [["ingest", "collect"], ["claim", "collect"], ["ingest", "ingest"], ["ingest", "claim"]]
+)
 @pytest.mark.parametrize("grace_s", [0.0, GRACE_S])
 def test_two_at_once_in_every_order_with_every_death(base: Path, words: list[str], grace_s: float) -> None:
     explored = run(base, words, grace_s=grace_s, preemptions=100 if TORTURE else 1, kills=1, at_most=100_000)

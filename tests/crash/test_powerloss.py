@@ -96,7 +96,7 @@ def first_fault(trace: Trace, scenario: Scenario) -> tuple[str | None, int]:
 def test_no_power_cut_loses_what_was_acknowledged(scenario: Scenario, tmp_path: Path) -> None:
     fault, states = first_fault(record(scenario, tmp_path / "store"), scenario)
     assert fault is None
-    print(f"{states} states")
+    print(f"{states} states")  # noqa: T201 - for pytest -s
     assert states > 10
 
 
@@ -115,7 +115,7 @@ def test_every_sync_is_needed(tmp_path: Path) -> None:
             fault, _ = first_fault(trace.without(index), scenario)
             kind = kind_of(event.path, root)
             caught.setdefault(kind, set()).add(fault is not None)
-            print(f"{scenario.name}: without the sync of {event.path} ({kind}): {fault or 'nothing'}")
+            print(f"{scenario.name}: without the sync of {event.path} ({kind}): {fault or 'nothing'}")  # noqa: T201 - for pytest -s
     assert {kind for kind, results in caught.items() if True not in results} == set()
     assert {kind for kind, results in caught.items() if False in results} <= {"root", "Data", "parent", "shard"}
 

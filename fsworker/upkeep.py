@@ -1,0 +1,132 @@
+"""Collections and purges as the maintenance worker does them: in short parts, each a task that sends the next.
+
+A part is short against the visibility timeout, so that no copy of it is delivered while it works; should one be, it finds
+the lock taken and ends. A message that is lost ends the run; beat's next one takes it up. What the last ones did is noted
+in the store (``Lock/last.json``) for ``fsworker stats``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from fsworker.basis import ageing
+from fsworker.clock import observe
+from fsworker.collecting import Collector, Run
+from fsworker.config import Settings
+from fsworker.errors import CollectionRefusedError, RedisUnavailableError
+from fsworker.handle import StoreHandle
+from fsworker.keepreader import KeepReader
+from fsworker.kv import KV
+from fsworker.names import COLLECT_PART, PURGE_PART, Names
+from fsworker.notes import BrokenNoteError, read_note, write_note
+from fsworker.objects import ObjectStore
+from fsworker.purge import purge
+
+log = logging.getLogger(__name__)
+
+NOTE = "last.json"
+_PART_S = 30.0
+_WARN_EVERY_S = 3600.0
+
+
+class Send(Protocol):
+    """Sends a task. Raises :class:`RedisUnavailableError`."""
+
+    def __call__(self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None: ...
+
+
+class Upkeep:
+    """What beat starts for one store, beside the sweep."""
+
+    def __init__(self, store: ObjectStore, kv: KV, send: Send, settings: Settings) -> None:
+        self._store, self._send, self._settings = store, send, settings
+        self._names = Names(settings.namespace)
+        self._reader = KeepReader(kv, self._names)
+        self._part_s = min(_PART_S, settings.visibility_timeout / 4)
+        self._warned_s = -_WARN_EVERY_S
+
+    def collect(self, run: str | None = None) -> dict[str, Any]:
+        """Begin (or take up) a collection, or do the next part of ``run``. A refusal is logged and returned."""
+        try:
+            done = Collector(self._store, self._reader, self._settings).part(run, self._part_s)
+        except CollectionRefusedError as error:
+            return self._refused("collect", error)
+        if done is None:
+            return {"run": run, "over": True}
+        if done.done:
+            log_run(done)
+            note_last(self._store, "collect", done.as_json())
+        else:
+            task_id = f"fsworker.collect-{done.stamp}-{done.phase}-{done.shard}"
+            self._send(COLLECT_PART, {"run": done.stamp}, self._names.maintenance_queue, task_id)
+        return done.as_json()
+
+    def purge(self, shard: int = 0) -> dict[str, Any]:
+        """Purge from ``shard`` on, for one part. A refusal is logged and returned."""
+        collector = Collector(self._store, self._reader, self._settings)
+        try:
+            done = purge(collector, first_shard=shard, budget_s=self._part_s)
+        except CollectionRefusedError as error:
+            return self._refused("purge", error)
+        if done.deleted or done.wanted:
+            log.info("purge: %s", done.as_json())
+        if done.done:
+            note_last(self._store, "purge", done.as_json())
+        else:
+            task_id = f"fsworker.purge-{int(time.time())}-{done.shard}"
+            self._send(PURGE_PART, {"shard": max(done.shard, shard + 1)}, self._names.maintenance_queue, task_id)
+        return done.as_json()
+
+    def watch(self) -> None:
+        """Look at the clock, and warn of keep-sets that will soon be too old (once an hour)."""
+        observe(self._store)
+        if time.monotonic() - self._warned_s < _WARN_EVERY_S:
+            return
+        self._warned_s = time.monotonic()
+        try:
+            found = self._reader.find(self._store.reload().app_names)
+            for warning in ageing(found, self._reader.time_s(), self._settings.keep_set_max_age):
+                log.warning("%s", warning.message)
+        except RedisUnavailableError as error:
+            log.info("%s", error)
+
+    def _refused(self, what: str, error: CollectionRefusedError) -> dict[str, Any]:
+        reasons = [refusal.as_json() for refusal in error.refusals]
+        if [refusal.reason for refusal in error.refusals] == ["running"]:
+            log.info("%s: %s", what, error)
+        else:
+            log.warning("%s refused: %s", what, error)
+            note_last(self._store, what, {"refused": reasons})
+        return {"refused": reasons}
+
+
+def log_run(run: Run) -> None:
+    """Say in the log what a collection did."""
+    tally = run.tally
+    log.info(
+        "collection %s: %d files, %d trashed (%d bytes), %d restored, %d unreferenced but young",
+        run.stamp,
+        tally.files,
+        tally.trashed,
+        tally.trashed_bytes,
+        tally.restored,
+        tally.young,
+    )
+    if tally.rotten:
+        log.error("collection %s: %d files that are kept are only in trash, and rotten", run.stamp, tally.rotten)
+
+
+def note_last(handle: StoreHandle, what: str, report: Mapping[str, Any]) -> None:
+    """Note what a collection or a purge did. Not synced: it is only for people."""
+    write_note(handle, NOTE, {**read_last(handle), what: {"time": handle.probe_clock(), **report}}, sync=False)
+
+
+def read_last(handle: StoreHandle) -> dict[str, Any]:
+    """What the last collection and the last purge did; empty when that is not known."""
+    try:
+        return read_note(handle, NOTE) or {}
+    except BrokenNoteError:
+        return {}

@@ -1,0 +1,158 @@
+"""The first look at many directories, by several threads in several processes. Only looks: suspicions come back.
+
+Threads hide the disk's waiting for small files; processes use all cores, because hashing small files is Python's work.
+Processes are forked, once, before anything else starts a thread; each is given one first-level directory after the
+other, answers with tallies, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any
+
+from fsworker.errors import UnavailableError
+from fsworker.verification.judging import Judge, Tally
+
+_THREADS = 4
+_AHEAD = 2
+"""Directories that a process has been given beyond its need, so that it never waits for the parent."""
+_NAMES_AT_ONCE = 1024
+_PR_SET_PDEATHSIG = 1
+
+Report = Callable[[str, Tally], None]
+"""Is told the first-level directory, and what a part of it was."""
+
+
+def scan_pair(judge: Judge, pair: str, threads: int = _THREADS) -> Iterator[Tally]:
+    """Look at everything in one first-level directory."""
+    listing = judge.seconds(pair)
+    yield Tally(suspicions=list(listing.suspicions))
+    share = [listing.names[number::threads] for number in range(min(threads, len(listing.names)))]
+    if len(share) <= 1:
+        for names in share:
+            yield from _scan_seconds(judge, pair, names)
+        return
+    with ThreadPoolExecutor(len(share)) as pool:
+        yield from pool.map(lambda names: _sum(_scan_seconds(judge, pair, names)), share)
+
+
+def _scan_seconds(judge: Judge, pair: str, seconds: Sequence[str]) -> Iterator[Tally]:
+    for second in seconds:
+        listing = judge.names(pair, second)
+        tally = Tally(suspicions=list(listing.suspicions))
+        for start in range(0, len(listing.names), _NAMES_AT_ONCE):
+            tally.add(judge.judge_names(pair, second, listing.names[start : start + _NAMES_AT_ONCE]))
+        yield tally
+
+
+def _sum(tallies: Iterator[Tally]) -> Tally:
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+class Scanners:
+    """Processes that scan; a context manager. With ``processes`` 1 there are none: this one does it."""
+
+    def __init__(self, judge: Judge, processes: int, threads: int = _THREADS) -> None:
+        self._judge = judge
+        self._threads = threads
+        self._children: dict[Connection, BaseProcess] = {}
+        if processes > 1:
+            for _ in range(processes):
+                self._fork()
+
+    def _fork(self) -> None:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        inherited = [*self._children, ours]
+        process = context.Process(
+            target=_serve, args=(self._judge, self._threads, theirs, inherited, os.getpid()), daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._children[ours] = process
+
+    def scan(self, pairs: Sequence[str], report: Report) -> None:
+        """Look at first-level directories, in no order. ``report`` is called in this thread.
+
+        Raises what a look raised, and :class:`UnavailableError` when a process was killed.
+        """
+        if not self._children:
+            for pair in pairs:
+                for tally in scan_pair(self._judge, pair, self._threads):
+                    report(pair, tally)
+            return
+        waiting = list(reversed(pairs))
+        busy = dict.fromkeys(self._children, 0)
+        for connection in list(busy) * _AHEAD:
+            _give(connection, waiting, busy)
+        while any(busy.values()):
+            for ready in wait([connection for connection, count in busy.items() if count]):
+                assert isinstance(ready, Connection)
+                try:
+                    pair, answer = ready.recv()
+                except EOFError:
+                    raise UnavailableError(
+                        "a process that verified was killed (out of memory?); run the verification again"
+                    ) from None
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer is None:
+                    busy[ready] -= 1
+                    _give(ready, waiting, busy)
+                else:
+                    report(pair, answer)
+
+    def __enter__(self) -> Scanners:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection, process in self._children.items():
+            connection.close()
+            process.kill()  # it only reads
+            process.join()
+            process.close()
+        self._children.clear()
+
+
+def _give(connection: Connection, waiting: list[str], busy: dict[Connection, int]) -> None:
+    if waiting:
+        with suppress(BrokenPipeError):  # killed: reading from it says so
+            connection.send(waiting.pop())
+        busy[connection] += 1
+
+
+def _serve(judge: Judge, threads: int, connection: Connection, inherited: list[Connection], parent: int) -> None:
+    """A process's life: scan what it is given until its parent closes the pipe, or dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for other in inherited:
+        other.close()
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            _serve_one(judge, threads, connection, connection.recv())
+
+
+def _serve_one(judge: Judge, threads: int, connection: Connection, pair: str) -> None:
+    answer: Any = None
+    try:
+        for tally in scan_pair(judge, pair, threads):
+            connection.send((pair, tally))
+    except Exception as error:  # noqa: BLE001 - it is raised in the parent
+        answer = error
+    connection.send((pair, answer))
