@@ -1,12 +1,13 @@
 # Everything happens in a virtual environment of its own, which the first command makes.
 #   make demo    a handful of photographs through a real worker and a real Redis
 #   make test    all tests
+#   make torture the store's long runs: every crash point, every order, power cuts (about twenty minutes; root for some)
 #   make check   lint, format, types, import layers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test torture check format clean
 
 demo:
 	@$(PYTHON) tools/environment.py $(VENV) embedded
@@ -15,11 +16,18 @@ demo:
 test: .dev
 	$(BIN)/python -m pytest $(ARGS)
 
+torture: .dev
+	FSWORKER_TORTURE=1 $(BIN)/python -m pytest -s tests/crash tests/test_stress.py $(ARGS)
+
 check: .dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The corpus of test pictures beside their thumbnails, in one page to look at.
+contact-sheet: .dev
+	$(BIN)/python tools/contact_sheet.py $(or $(CORPUS),../shared/corpus) contact-sheet.html
 
 format: .dev
 	$(BIN)/ruff check --fix .

@@ -58,6 +58,7 @@ def main() -> int:
         if not sound or late:
             broken += 1
             Path(f"fuzz-{options.seed}-{done}.bin").write_bytes(data)
+        outcome = None  # it holds its thumbnails' memory open
         slowest_s = max(slowest_s, time.monotonic() - before_s)
         done += 1
     print(

@@ -3,7 +3,7 @@
 A collection rests on one whole keep-set of every registered application. What is not in any of them is garbage if it
 already existed, unreferenced, when the oldest of them was read. So the cutoff counts from the oldest snapshot::
 
-    cutoff = min(snapshot times) - grace - debounce - what Redis's clock is ahead of the store's
+    cutoff = min(snapshot times) - grace - debounce - what Redis's clock is measured to be ahead of the store's
 
 A hash is given to an application at a time C, fresh by then within the debounce, and the application commits its reference
 before C + grace. If the file's ctime is before the cutoff, then C + grace was before the oldest snapshot, so the reference,
@@ -26,6 +26,8 @@ OVERRIDES = ("max_trash", "max_shrink", "keep_set_max_age", "max_clock_skew")
 
 FROM_COUNT = 1000
 """``max_shrink`` and ``max_trash`` apply from so many hashes, or files, on."""
+_EXACT_S = 0.05
+"""A measurement of two clocks that took no longer than this (ctimes go by ticks of 4 or 10 ms) is exact enough."""
 WARN_AT = 0.75
 """The share of ``keep_set_max_age`` from which a keep-set is warned of."""
 DEBOUNCE = 1 / 8
@@ -45,6 +47,11 @@ class Clocks:
     redis_most_s: float
     floor_s: float
     floor_reason: str = ""
+
+    @property
+    def redis_ahead_s(self) -> float:
+        """What to count Redis as ahead: the least that it can be, or the most where measuring took long."""
+        return self.redis_least_s if self.redis_most_s - self.redis_least_s < _EXACT_S else self.redis_most_s
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,7 @@ def rules_of(store_id: str, grace_s: float, settings: Settings, overrides: Itera
     )
 
 
-def judge_keep_sets(
-    found: Sequence[Found], accepted: Mapping[str, Accepted], clocks: Clocks, rules: Rules
-) -> Basis:
+def judge_keep_sets(found: Sequence[Found], accepted: Mapping[str, Accepted], clocks: Clocks, rules: Rules) -> Basis:
     """Judge the keep-sets of all registered applications (``found``, one for each).
 
     Raises :class:`CollectionRefusedError` with every reason. What was last accepted lies in the future when a clock was
@@ -112,7 +117,7 @@ def judge_keep_sets(
 def cutoff_of(manifests: Iterable[Manifest], clocks: Clocks, grace_s: float) -> float:
     """The time before which a file must be, by ctime and floor, to be garbage (see above)."""
     oldest_s = min(manifest.snapshot_time for manifest in manifests)
-    return oldest_s - grace_s - grace_s * DEBOUNCE - max(0.0, clocks.redis_most_s)
+    return oldest_s - grace_s - grace_s * DEBOUNCE - max(0.0, clocks.redis_ahead_s)
 
 
 def _of_registry(found: Sequence[Found]) -> Iterator[Refusal]:

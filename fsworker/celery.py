@@ -22,7 +22,7 @@ from fsworker.errors import ConfigError, FSWorkerError
 from fsworker.judge import QueueRules
 from fsworker.kv import KV, celery_url
 from fsworker.logs import log_as_json
-from fsworker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, Names
+from fsworker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, VERIFY, Names
 from fsworker.objects import ObjectStore
 from fsworker.refusals import reporter
 from fsworker.sending import PRODUCER_SETTINGS, Sender, queue_named
@@ -76,6 +76,7 @@ def make_app(settings: Settings) -> Celery:
     url = find_redis_url(settings, store.config.store_id)
     names = Names(settings.namespace)
     app = Celery("fsworker")
+    app.Task.Request = "fsworker.consumer:Request"
     app.conf.update(PRODUCER_SETTINGS, **broker_settings(celery_url(url)), **_worker_settings(settings, names, url))
     send = Sender(app, url)
     rules: Callable[[str], QueueRules | None]
@@ -142,7 +143,12 @@ def _worker_settings(settings: Settings, names: Names, url: str) -> dict[str, An
 
 def _schedule(settings: Settings, names: Names) -> dict[str, Any]:
     """Beat's entries. Each expires with its interval: a queue that nobody consumed does not fill up."""
-    entries = {SWEEP: settings.sweep_every, COLLECT: settings.collect_every, PURGE: settings.purge_every}
+    entries = {
+        SWEEP: settings.sweep_every,
+        COLLECT: settings.collect_every,
+        PURGE: settings.purge_every,
+        VERIFY: settings.verify_every,
+    }
     return {
         name.removeprefix(f"{TASK_PREFIX}."): {
             "task": name,

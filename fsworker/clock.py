@@ -66,10 +66,14 @@ def advance(record: ClockRecord | None, now: Reading) -> ClockRecord:
         return ClockRecord(now.wall_s, now.boot_s, now.boot_id, floor_s, reason)
 
     if record is None:
-        return noted(now.wall_s - now.boot_s, "the clock was looked at for the first time; this is when the host started")
+        return noted(
+            now.wall_s - now.boot_s, "the clock was looked at for the first time; this is when the host started"
+        )
     if now.boot_id != record.boot_id:
         if now.wall_s < record.wall_s:
-            return noted(now.wall_s, f"the host started with a clock {record.wall_s - now.wall_s:.0f} s behind the last one")
+            return noted(
+                now.wall_s, f"the host started with a clock {record.wall_s - now.wall_s:.0f} s behind the last one"
+            )
         if not now.synchronised:
             return noted(now.wall_s, "the host started, and no time source holds its clock")
         return noted(record.floor_s, record.reason)
@@ -148,5 +152,7 @@ def is_synchronised() -> bool:
     timex = (ctypes.c_char * 512)()  # struct timex is 208 bytes; modes = 0 only reads
     if ctypes.CDLL(None, use_errno=True).adjtimex(timex) < 0:
         return False
-    status = ctypes.c_int.from_buffer(timex, 40).value  # modes 0, offset 8, freq 16, maxerror 24, esterror 32, status 40
+    status = ctypes.c_int.from_buffer(
+        timex, 40
+    ).value  # modes 0, offset 8, freq 16, maxerror 24, esterror 32, status 40
     return not status & _STA_UNSYNC

@@ -155,16 +155,7 @@ class Collector:
 
     def refuse_hold(self) -> None:
         """Refuse while a hold is in force."""
-        hold = current_hold(self.store)
-        if hold is not None:
-            until = "until it is released" if hold.until_s == float("inf") else f"until {_time(hold.until_s)}"
-            raise CollectionRefusedError(
-                Refusal(
-                    "hold",
-                    f"a hold is in force {until}: no file is moved, for a backup; end it with: fsworker hold release",
-                    numbers={} if hold.until_s == float("inf") else {"until": hold.until_s},
-                )
-            )
+        refuse_hold(self.store)
 
     def _found(self) -> list[Found]:
         return self.reader.find(self.store.config.app_names)
@@ -251,7 +242,7 @@ class Collector:
     def part(self, stamp: str | None, budget_s: float, on_progress: OnProgress | None = None) -> Run | None:
         """Begin a run, or take up one that was interrupted (``stamp`` is ``None``), or go on with the run ``stamp``.
 
-        Works for about ``budget_s`` and returns the run as it is then; ``None`` when that run is over, or was superseded.
+        Works for about ``budget_s`` (and for one shard, at least) and returns the run as it is then; ``None`` when that run is over, or was superseded.
         """
         with self.alone():
             run, basis = self._begin() if stamp is None else self._resume(stamp)
@@ -278,7 +269,9 @@ class Collector:
             self.store.prepare()
             with store_lock(self.store.fd, LOCK_NAME, self.store.modes.lock_file) as obtained:
                 if not obtained:
-                    raise CollectionRefusedError(Refusal("running", "another collection or purge of this store is running"))
+                    raise CollectionRefusedError(
+                        Refusal("running", "another collection or purge of this store is running")
+                    )
                 yield
         except OSError as error:
             raise explain(error, "Collecting", self.store) from error
@@ -322,7 +315,7 @@ class Collector:
         self, run: Run, basis: Basis, deadline_s: float, on_plan: OnPlan | None, on_progress: OnProgress | None
     ) -> Run:
         trash = TrashIndex(self.store)
-        while run.shard < SHARDS and time.monotonic() < deadline_s:
+        while run.shard < SHARDS:
             plan = self.plan_shard(basis, run.shard, trash)
             if on_plan is not None:
                 on_plan(plan)
@@ -331,6 +324,8 @@ class Collector:
             run = replace(run, shard=run.shard + 1, due=due, tally=tally)
             if on_progress is not None:
                 on_progress("plan", run.shard, SHARDS)
+            if time.monotonic() > deadline_s:
+                break
         return run
 
     def _move(self, run: Run, basis: Basis, deadline_s: float, on_progress: OnProgress | None) -> Run:
@@ -340,17 +335,33 @@ class Collector:
         trash = TrashIndex(self.store)
         try:
             for shard in due:
-                if time.monotonic() > deadline_s:
-                    return run
                 self._refuse_changed_registry(run)
                 plan = self.plan_shard(basis, shard, trash)
                 done = self.act(plan, run.stamp, basis.cutoff_s)
                 run = self._noted(replace(run, shard=shard + 1, tally=run.tally + done))
                 if on_progress is not None:
                     on_progress("move", run.shard, SHARDS)
+                if shard != due[-1] and time.monotonic() > deadline_s:
+                    return run
         finally:
             self.store.syncfs()
         return replace(run, shard=SHARDS)
+
+
+def refuse_hold(store: ObjectStore) -> None:
+    """Raise :class:`CollectionRefusedError` while a hold is in force."""
+    hold = current_hold(store)
+    if hold is None:
+        return
+    endless = hold.until_s == float("inf")
+    until = "until it is released (its note cannot be read)" if endless else f"until {_time(hold.until_s)}"
+    raise CollectionRefusedError(
+        Refusal(
+            "hold",
+            f"a hold is in force {until}: no file is moved, for a backup; end it with: fsworker hold release",
+            numbers={} if endless else {"until": hold.until_s},
+        )
+    )
 
 
 def quiesce(store: ObjectStore, timeout_s: float) -> bool:

@@ -117,6 +117,7 @@ class Settings(BaseModel):
     # decoding, in the limited child
     thumbnail_memory: Size = 512 * 2**20
     thumbnail_cpu_time: Duration = 20.0
+    thumbnail_recall: Duration = 86400.0  # how long Redis remembers what was made; about 300 bytes each
 
     # collection
     grace: Duration | None = None  # only ever raises the store's own
@@ -129,6 +130,7 @@ class Settings(BaseModel):
     # verification
     verify_period: Duration = 30 * 86400.0
     verify_rate: Size = 50 * 10**6
+    mirror: DirectoryPath | None = None  # a copy of the store (rsync -a) to heal from
 
     # serving
     serve_with: Literal["nginx", "sendfile", "stream"] | None = None  # None: helpers stream, headers are for nginx
@@ -145,7 +147,7 @@ class Settings(BaseModel):
     sweep_every: Interval = 60.0
     collect_every: Interval = 86400.0
     purge_every: Interval = 86400.0
-    verify_every: Interval = 3600.0
+    verify_every: Interval = 300.0
 
     def redacted_redis_url(self) -> str | None:
         """The Redis URL with any password replaced by ``***``, for logs and reports."""

@@ -73,15 +73,15 @@ def _write_reason(handle: StoreHandle, entry_fd: int, reason: Mapping[str, Any])
         os.close(fd)
 
 
-def entries(handle: StoreHandle) -> Iterator[ErrorEntry]:
-    """Every entry of ``Error/``, oldest first."""
+def entries(handle: StoreHandle, *, after: str = "") -> Iterator[ErrorEntry]:
+    """Every entry of ``Error/`` whose stamp is greater than ``after``, oldest first."""
     try:
         names = sorted(os.listdir(handle.root / layout.ERROR))
     except FileNotFoundError:
         return
     for name in names:
         directory = handle.root / layout.ERROR / name
-        if layout.is_stamp(name) and directory.is_dir():
+        if name > after and layout.is_stamp(name) and directory.is_dir():
             files = tuple(sorted(n for n in os.listdir(directory) if n != REASON_FILE))
             yield ErrorEntry(name, _read_reason(directory / REASON_FILE), files)
 

@@ -27,7 +27,6 @@ import posixpath
 import pwd
 import re
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from fsworker import durable, errors, layout
@@ -159,11 +158,6 @@ class TempDir(BaseTempDir):
     @Retain.setter
     def Retain(self, value: bool) -> None:
         self.retain = value
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
 
     def __getitem__(self, FileName: str) -> TempFile:
         return TempFile(self, self.FilePath(FileName), FileName)

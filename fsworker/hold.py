@@ -33,9 +33,7 @@ def set_hold(handle: StoreHandle, duration_s: float) -> Hold:
     A move that has begun may still end: see :func:`fsworker.collect.quiesce`.
     """
     until_s = handle.probe_clock() + duration_s
-    write_note(
-        handle, NOTE, {"until": until_s, "boot_id": boot_id(), "boot_until": boot_time_s() + duration_s}
-    )
+    write_note(handle, NOTE, {"until": until_s, "boot_id": boot_id(), "boot_until": boot_time_s() + duration_s})
     return Hold(until_s)
 
 

@@ -28,6 +28,7 @@ from fsworker.layout import LOCK
 from fsworker.model import Hash
 
 _JOBS = f"{LOCK}/jobs"
+_PICTURES = f"{LOCK}/pictures"
 
 
 def _open_lock(store_fd: int, name: str, mode: int) -> int:
@@ -113,15 +114,30 @@ def job_in_flight(store_fd: int, job_id: str, mode: int) -> bool:
         return not obtained
 
 
+@contextmanager
+def picture_lock(store_fd: int, name: Hash, mode: int) -> Iterator[None]:
+    """Hold the lock under which thumbnails of ``name`` are made, waiting for it."""
+    fd = _open_lock(store_fd, _PICTURES, mode)
+    try:
+        offset = _job_offset(name)
+        _lock_byte(fd, fcntl.F_WRLCK, offset, wait=True)
+        try:
+            yield
+        finally:
+            _lock_byte(fd, fcntl.F_UNLCK, offset)
+    finally:
+        os.close(fd)
+
+
 def _job_offset(job_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "big") >> 2
 
 
-def _lock_byte(fd: int, kind: int, offset: int) -> bool:
+def _lock_byte(fd: int, kind: int, offset: int, *, wait: bool = False) -> bool:
     # struct flock on 64-bit Linux: l_type, l_whence, (pad), l_start, l_len, l_pid (must be 0 for OFD locks)
     request = struct.pack("hhqqi4x", kind, os.SEEK_SET, offset, 1, 0)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False

@@ -227,6 +227,14 @@ REQUESTS: dict[str, type[IngestRequest] | type[ThumbnailRequest] | type[ClaimReq
 """The kinds of job, by the last word of their task's name."""
 
 
+class PictureSize(_Model):
+    """A picture as its decoder sees it: media type, and upright size in pixels."""
+
+    media_type: str
+    width: int
+    height: int
+
+
 class ThumbnailResult(_Model):
     """One stored thumbnail. Sizes in bytes and pixels."""
 

@@ -81,7 +81,7 @@ def is_due(file: Trashed, before_s: float, floor_s: float) -> bool:
 def purge(
     collector: Collector, *, first_shard: int = 0, budget_s: float = float("inf"), dry_run: bool = False
 ) -> Purged:
-    """Delete what is due, beginning with ``first_shard``, for about ``budget_s``.
+    """Delete what is due, beginning with ``first_shard``, for about ``budget_s`` and at least one shard.
 
     Raises :class:`CollectionRefusedError`; keep-sets are read before anything of their shard is deleted.
     """
@@ -93,8 +93,10 @@ def purge(
         deadline_s = time.monotonic() + budget_s
         if first_shard == 0:
             _read_all(collector, basis, index)
-        while not done.done and time.monotonic() < deadline_s:
+        while not done.done:
             done = _purge_shard(collector, basis, before_s, index, done, dry_run=dry_run)
+            if time.monotonic() > deadline_s:
+                break
         if not dry_run:
             _remove_empty(collector)
         return done
@@ -147,8 +149,8 @@ def _files(collector: Collector, index: TrashIndex, shard: int) -> Iterator[Tras
         name = Hash(raw.hex())
         status = trash_status(collector.store, stamp, name)
         if status is not None:
-            # A stamp is cut to the second.
-            yield Trashed(stamp, name, max(status.st_ctime, layout.stamp_time(stamp) + 1), status.st_size)
+            began_s = layout.stamp_time(stamp) + int(stamp[15:23]) / 10**8
+            yield Trashed(stamp, name, max(status.st_ctime, began_s), status.st_size)
 
 
 def _remove_empty(collector: Collector) -> None:

@@ -55,7 +55,8 @@ from fsworker.model import (
 )
 from fsworker.names import INGEST, TASK_PREFIX, Names
 from fsworker.objects import ObjectStore, Stored
-from fsworker.spool import SpoolDirectory, SpooledRequest, request_name, taken_name
+from fsworker.pictures import Pictures
+from fsworker.spool import SpoolDirectory, SpooledRequest, done_name, request_name, taken_name
 from fsworker.work import Progress, Worker
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ class Send(Protocol):
 class Job:
     """A job whose lock this process holds.
 
-    ``request`` is ``None`` when it cannot be understood; ``is_new`` when there was no request file for it.
+    ``request`` is ``None`` when it cannot be understood; ``is_new`` when there was no request file for it; ``counted``
+    when this attempt was counted in it.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Job:
     spooled: SpooledRequest
     request: Request | None
     is_new: bool = False
+    counted: bool = False
 
     @property
     def upload(self) -> str | None:
@@ -110,7 +113,7 @@ class Service:
         self.names = Names(settings.namespace)
         self._kv = kv
         self._send = send
-        self._worker = Worker(store, settings)
+        self._worker = Worker(store, settings, Pictures(store, settings, kv))
         self._spools: dict[str, SpoolDirectory] = {}
         # The outcome of another user is no outcome: the application can write to its spool directory, too.
         trusted = frozenset({os.geteuid(), store.owner_uid})
@@ -235,7 +238,7 @@ class Service:
             return self._end_now(job, self._failed(job, error))
         job.is_new = found is None
         if alone:
-            job.spooled = spooled.model_copy(update={"attempts": spooled.attempts + 1})
+            job.spooled, job.counted = spooled.model_copy(update={"attempts": spooled.attempts + 1}), True
         if alone or job.is_new:
             # A count need not survive a power cut; a request that the producer did not write has to (_sync_requests).
             spool.write_request(job_id, job.spooled, sync=alone and job.is_new)
@@ -275,6 +278,9 @@ class Service:
         except UploadRejectedError:
             spooled = None
         job = Job(job_id, spool, spooled or SpooledRequest(task=outcome.task, request={}), None)
+        if spool.exists(request_name(job_id)):  # whoever wrote the outcome died before he told it, perhaps before his sync
+            spool.sync_file(done_name(job_id))
+            spool.sync()
         self._announce([(job, outcome)])
         return outcome
 
@@ -287,11 +293,19 @@ class Service:
         except (UnavailableError, OSError, MemoryError) as error:
             self._back_off(job, error)
         except FSWorkerError as error:
-            return Failed(self._failed(job, error))
+            return self._fail(job, error)
         except Exception as error:
             log.exception("job %s: unexpected error", job.id)
             self._back_off(job, error, counts=True)
         return None
+
+    def _fail(self, job: Job, error: FSWorkerError) -> Failed | None:
+        """:meth:`_failed`; ``None`` where the upload cannot be moved now: then the job waits, and fails later."""
+        try:
+            return Failed(self._failed(job, error))
+        except (UnavailableError, OSError) as problem:
+            self._back_off(job, problem)
+            return None
 
     def _attempt_many(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
         """All bytes first, then all thumbnails: what is put in a batch is there only after it."""
@@ -331,7 +345,10 @@ class Service:
         return went_well, failed
 
     def _failed(self, job: Job, error: FSWorkerError) -> Outcome:
-        """End a job for good: the upload goes to ``Error/`` (back to its name when only the configuration is wrong)."""
+        """End a job for good: the upload goes to ``Error/`` (back to its name when only the configuration is wrong).
+
+        Raises ``OSError`` and :class:`StoreUnavailableError` when that is not possible now.
+        """
         message = str(error)
         upload = job.upload or "upload"
         if isinstance(error, ConfigError):
@@ -355,7 +372,7 @@ class Service:
         changed = job.spooled.model_copy(
             update={
                 # Only what was counted at the beginning is taken back; what is no fault of the upload is not held against it.
-                "attempts": job.spooled.attempts if counts else max(0, job.spooled.attempts - 1),
+                "attempts": job.spooled.attempts - (1 if job.counted and not counts else 0),
                 "failures": failures,
                 "not_before": time.time() + delay_s,
                 "problem": problem[:2000],
@@ -399,7 +416,8 @@ class Service:
             return
         for job, outcome in ended:
             log.info("job %s: %s", job.id, _in_short(outcome))
-            job.spool.remove(taken_name(job.id))
+            if outcome.error is None:  # of a failure it was moved away, or could not be: then it has to stay
+                job.spool.remove(taken_name(job.id))
             job.spool.remove(request_name(job.id))
 
     def _call_back(self, job: Job, outcome: Outcome) -> None:

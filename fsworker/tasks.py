@@ -13,9 +13,20 @@ from celery import Celery, Task
 from pydantic import BaseModel, ValidationError
 
 from fsworker.errors import UploadRejectedError
-from fsworker.model import BatchRequest, ClaimRequest, IngestRequest, ThumbnailRequest, describe
 from fsworker.layout import is_stamp
-from fsworker.names import CLAIM, COLLECT, COLLECT_PART, INGEST, INGEST_MANY, PURGE, PURGE_PART, SWEEP, THUMBNAIL
+from fsworker.model import BatchRequest, ClaimRequest, IngestRequest, ThumbnailRequest, describe
+from fsworker.names import (
+    CLAIM,
+    COLLECT,
+    COLLECT_PART,
+    INGEST,
+    INGEST_MANY,
+    PURGE,
+    PURGE_PART,
+    SWEEP,
+    THUMBNAIL,
+    VERIFY,
+)
 from fsworker.service import Service
 from fsworker.upkeep import Upkeep
 
@@ -62,7 +73,7 @@ def register_maintenance_tasks(app: Celery, do_sweep: Callable[[], dict[str, Any
 
 
 def register_collection_tasks(app: Celery, upkeep: Callable[[], Upkeep]) -> None:
-    """Collections and purges: beat asks for one, and each part asks for the next."""
+    """Collections and purges: beat asks for one, and each part asks for the next. Verification: beat asks for each part."""
 
     @app.task(name=COLLECT)
     def collect() -> dict[str, Any]:
@@ -71,6 +82,10 @@ def register_collection_tasks(app: Celery, upkeep: Callable[[], Upkeep]) -> None
     @app.task(name=COLLECT_PART)
     def collect_part(run: str) -> dict[str, Any]:
         return upkeep().collect(run)
+
+    @app.task(name=VERIFY)
+    def verify() -> dict[str, Any]:
+        return upkeep().verify()
 
     @app.task(name=PURGE)
     def purge() -> dict[str, Any]:
@@ -114,6 +129,7 @@ def _only(name: str, is_right: Callable[[Any], bool]) -> Validator:
 
 MAINTENANCE_VALIDATORS: Mapping[str, Validator] = {
     SWEEP: _no_arguments,
+    VERIFY: _no_arguments,
     COLLECT: _no_arguments,
     COLLECT_PART: _only("run", lambda run: isinstance(run, str) and is_stamp(run)),
     PURGE: _no_arguments,

@@ -24,6 +24,8 @@ from fsworker.names import COLLECT_PART, PURGE_PART, Names
 from fsworker.notes import BrokenNoteError, read_note, write_note
 from fsworker.objects import ObjectStore
 from fsworker.purge import purge
+from fsworker.verification.part import limits_of, verify_part
+from fsworker.verification.telling import tell
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +79,29 @@ class Upkeep:
             note_last(self._store, "purge", done.as_json())
         else:
             task_id = f"fsworker.purge-{int(time.time())}-{done.shard}"
-            self._send(PURGE_PART, {"shard": max(done.shard, shard + 1)}, self._names.maintenance_queue, task_id)
+            self._send(PURGE_PART, {"shard": done.shard}, self._names.maintenance_queue, task_id)
         return done.as_json()
+
+    def verify(self) -> dict[str, Any]:
+        """Verify a part of what is due, and tell applications what of theirs is in quarantine."""
+        part = verify_part(self._store, limits_of(self._settings), mirror_path=self._settings.mirror)
+        if part.skipped:
+            log.info("verification: %s", part.skipped)
+            return part.as_json()
+        if part.files or part.findings:
+            log.info("verification: %s", {**part.as_json(), "findings": len(part.findings)})
+        try:
+            tell(self._store, self._reader, self._names, self._send)
+        except RedisUnavailableError as error:
+            log.warning("applications will be told later what is in quarantine: %s", error)
+        return part.as_json()
 
     def watch(self) -> None:
         """Look at the clock, and warn of keep-sets that will soon be too old (once an hour)."""
-        observe(self._store)
+        try:
+            observe(self._store)
+        except OSError as error:
+            log.warning("cannot look at the store's clock: %s", error)
         if time.monotonic() - self._warned_s < _WARN_EVERY_S:
             return
         self._warned_s = time.monotonic()

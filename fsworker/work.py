@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from fsworker import media
 from fsworker.config import Settings
-from fsworker.durable import Reader
 from fsworker.errors import (
     ImageError,
     NotStoredError,
@@ -26,20 +25,18 @@ from fsworker.model import (
     IngestRequest,
     IngestResult,
     Outcome,
+    PictureSize,
     Request,
     ThumbnailRequest,
-    ThumbnailResult,
 )
 from fsworker.objects import ObjectStore, Stored
-from fsworker.specification import Thumbnail
+from fsworker.pictures import Pictures, Putter
 from fsworker.spool import SpoolDirectory
-from fsworker.thumbnails import Limits, PictureOutcome, make_thumbnails
 from fsworker.trash import restore
 
 _STILL_FRESH_S = 5.0
 """A file that was put or freshened so recently is looked up again, not freshened again."""
 _PROGRESS_EVERY_S = 0.5
-_OUTPUT_BYTES = 64 << 20
 
 
 class Progress:
@@ -61,22 +58,13 @@ class Progress:
             self._last_s = float("inf")  # each try may take seconds: no more of them for this job
 
 
-class Putter(Protocol):
-    """Where contents are put: an :class:`ObjectStore`, or a batch of one."""
-
-    def put_reader(self, stream: Reader, max_bytes: int | None = None) -> Stored: ...
-
-    def put_descriptor(
-        self, fd: int, max_bytes: int | None = None, progress: Callable[[int], None] | None = None
-    ) -> Stored: ...
-
-
 class Worker:
     """Does the requests of applications in one store. Methods raise the errors of :mod:`fsworker.errors`."""
 
-    def __init__(self, store: ObjectStore, settings: Settings) -> None:
+    def __init__(self, store: ObjectStore, settings: Settings, pictures: Pictures) -> None:
         self._store = store
         self._settings = settings
+        self._pictures = pictures
 
     def do(self, request: Request, spool: SpoolDirectory, job_id: str, progress: Progress) -> Outcome:
         """Do a request by itself, to its outcome."""
@@ -114,16 +102,12 @@ class Worker:
         try:
             kind = media.sniff(fd)
             progress("thumbnails", 0, max(1, len(request.thumbnails)))
-            picture = self._make(fd, request.thumbnails, request.max_pixels)
+            seen = self._pictures.look(fd, stored.hash, request.thumbnails, request.max_pixels, into)
         finally:
             os.close(fd)
-        if picture.picture is not None:
-            kind = picture.picture.media_type
-            if request.max_pixels is not None and picture.picture.width * picture.picture.height > request.max_pixels:
-                raise UploadRejectedError(
-                    f"the picture has {picture.picture.width}×{picture.picture.height} pixels, more than the "
-                    f"{request.max_pixels:,} allowed; scale it down, or have max_pixels raised"
-                )
+        if seen.size is not None:
+            kind = seen.size.media_type
+            _check_pixels(seen.size, request.max_pixels)
         # Judged on the stored bytes: those in the spool may have changed since the first look.
         if request.media_types is not None:
             _check_media_type(kind, request.media_types)
@@ -131,25 +115,14 @@ class Worker:
             hash=stored.hash,
             size=stored.size_bytes,
             media_type=kind,
-            width=picture.picture.width if picture.picture else None,
-            height=picture.picture.height if picture.picture else None,
+            width=seen.size.width if seen.size else None,
+            height=seen.size.height if seen.size else None,
             duplicate=stored.duplicate,
-            thumbnails=_put_all(picture, into),
-            failed_thumbnails=dict(picture.failed),
+            thumbnails=seen.thumbnails,
+            failed_thumbnails=seen.failed,
         )
         self._ensure_fresh(result.hashes if into is self._store else [stored.hash], put_s)
         return _outcome(job_id, "ingest", result)
-
-    def _make(self, fd: int, thumbnails: dict[str, Thumbnail], max_pixels: int | None) -> PictureOutcome:
-        settings = self._settings
-        limits = Limits(
-            max_pixels=min(settings.max_pixels, max_pixels or settings.max_pixels),
-            memory_bytes=settings.thumbnail_memory,
-            cpu_s=settings.thumbnail_cpu_time,
-            wall_s=settings.thumbnail_cpu_time * 3,
-            output_bytes=_OUTPUT_BYTES,
-        )
-        return make_thumbnails(fd, thumbnails, limits)
 
     # -- the other two ---------------------------------------------------------------------------------------------
 
@@ -163,22 +136,22 @@ class Worker:
             raise StoreUnavailableError(str(error)) from error
         try:
             size_bytes = os.fstat(fd).st_size
-            made = self._make(fd, request.thumbnails, request.max_pixels)
+            seen = self._pictures.look(fd, request.hash, request.thumbnails, request.max_pixels, self._store)
             kind = media.sniff(fd)
         finally:
             os.close(fd)
-        if made.picture is None or (made.failed and not made.made):
-            reason = next(iter(made.failed.values()), f"{kind} is not a picture")
+        if seen.size is None or not seen.thumbnails:
+            reason = next(iter(seen.failed.values()), f"{kind} is not a picture")
             raise ImageError(f"no thumbnail of {request.hash}: {reason}")
         result = IngestResult(
             hash=request.hash,
             size=size_bytes,
-            media_type=made.picture.media_type,
-            width=made.picture.width,
-            height=made.picture.height,
+            media_type=seen.size.media_type,
+            width=seen.size.width,
+            height=seen.size.height,
             duplicate=True,
-            thumbnails=_put_all(made, self._store),
-            failed_thumbnails=dict(made.failed),
+            thumbnails=seen.thumbnails,
+            failed_thumbnails=seen.failed,
         )
         self._ensure_fresh(result.hashes, put_s)
         return _outcome(job_id, "thumbnail", result)
@@ -207,14 +180,12 @@ class Worker:
                 raise StoreUnavailableError(f"{name} was collected while its job ran; is the store's grace too short?")
 
 
-def _put_all(outcome: PictureOutcome, into: Putter) -> dict[str, ThumbnailResult]:
-    results = {}
-    for name, made in outcome.made.items():
-        stored = into.put_reader(made.open())
-        results[name] = ThumbnailResult(
-            hash=stored.hash, size=stored.size_bytes, media_type=made.media_type, width=made.width, height=made.height
+def _check_pixels(size: PictureSize, max_pixels: int | None) -> None:
+    if max_pixels is not None and size.width * size.height > max_pixels:
+        raise UploadRejectedError(
+            f"the picture has {size.width}×{size.height} pixels, more than the {max_pixels:,} allowed; scale it down, or have "
+            f"max_pixels raised"
         )
-    return results
 
 
 def _check_media_type(kind: str, allowed: list[str]) -> None:

@@ -31,7 +31,12 @@ def check_nap(kwargs: dict[str, Any]) -> None:
         raise ValueError("nap takes seconds")
 
 
-TASKS = {"fsworker.ingest": IngestRequest.model_validate, "test.nap": check_nap, "test.die": lambda _: None}
+TASKS = {
+    "fsworker.ingest": IngestRequest.model_validate,
+    "test.nap": check_nap,
+    "test.die": lambda _: None,
+    "test.exhaust": lambda _: None,
+}
 RULES = (
     {f"fsworker.ingest.{name}": QueueRules(f"fsworker.ingest.{name}", TASKS, f"{name}.") for name in ("shop", "blog")}
     if ROLE == "ingest"
@@ -52,6 +57,8 @@ def report(refused: Refused, queue: str) -> None:
 
 transport.configure(RULES.get, report)
 app = Celery("judged", backend=URL, set_as_current=False)
+if not STOCK:
+    app.Task.Request = "fsworker.consumer:Request"
 app.conf.update({"broker_url": URL} if STOCK else transport.broker_settings(URL))
 app.conf.update(
     broker_transport_options={
@@ -111,6 +118,12 @@ def die(self: Task) -> str:
         os._exit(1)
     note("end", self.request.id)
     return f"redelivered {self.request.delivery_info['redelivered']}"
+
+
+@app.task(name="test.exhaust", bind=True)
+def exhaust(self: Task) -> None:
+    note("start", self.request.id)
+    raise MemoryError("exhausted")
 
 
 @app.task(name="fsworker.collect", bind=True)

@@ -190,7 +190,7 @@ with sqlite3.connect(settings.DATABASES["default"]["NAME"]) as other:
     other.execute("UPDATE shop_photo SET file = ? WHERE id = ?", (f"{moving}/a.txt", photo.id))
     other.execute("UPDATE shop_poster SET picture = NULL WHERE picture = ?", (moving,))
 other.close()
-print(moving in reading)
+print(moving in set(reading))
 Photo.objects.filter(title="moved to").delete()
 """
 

@@ -156,7 +156,7 @@ def test_a_filesystem_that_does_not_keep_its_promises_is_refused(
 
 def test_temp_on_another_filesystem_is_a_matter_of_configuration(tmp_path: Path) -> None:
     if not os.access("/dev/shm", os.W_OK) or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
-        pytest.skip("there is one filesystem only")
+        pytest.skip("CI-may-skip: there is one filesystem only")
     create_store(tmp_path, apps=[])
     (tmp_path / "Temp").rmdir()
     (tmp_path / "Temp").symlink_to("/dev/shm")

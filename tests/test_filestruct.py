@@ -7,6 +7,8 @@ import io
 import os
 import pwd
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -278,7 +280,7 @@ def test_put_file_by_path_and_by_descriptor(client: FileStruct.Client, tmp_path:
         client.PutFile(str(tmp_path / "absent"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read what nobody may")
+@pytest.mark.skipif(os.geteuid() == 0, reason="CI-may-skip: root may read what nobody may")
 def test_a_file_that_may_not_be_read_is_a_permission_error(client: FileStruct.Client, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.touch()
@@ -395,7 +397,7 @@ def test_a_link_leads_to_the_stored_file_and_never_changes_it(client: FileStruct
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def picture(client: FileStruct.Client, width: int, height: int, format: str = "JPEG") -> bytes:
+def picture(client: object, width: int, height: int, format: str = "JPEG") -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
@@ -469,3 +471,14 @@ def test_the_originals_own_picture(client: FileStruct.Client) -> None:
         directory["a.jpg"].PutFile(str(CORPUS / "images/phone-12mp-mpo.jpg"))
         directory.convert_resize("a.jpg", "b.jpg", "100x100")
         assert size_of(directory["b.jpg"].GetData()) == (100, 75)
+
+
+def test_the_example_runs(database: Path, tmp_path: Path, client: FileStruct.Client) -> None:
+    (tmp_path / "picture.jpg").write_bytes(picture(client, 400, 200))
+    example = Path(__file__).parents[1] / "examples/filestruct_intro.py"
+    command = [sys.executable, "-W", "ignore", str(example), str(database), str(tmp_path / "picture.jpg")]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert [line.split()[1] for line in output.splitlines()] == [
+        f"/FileStruct/Data/{name[:2]}/{name[2:4]}/{name}" for name in (line.split()[0] for line in output.splitlines())
+    ]
+    assert all(line.split()[0] in client for line in output.splitlines())

@@ -175,6 +175,27 @@ def test_a_message_whose_child_died_goes_back_and_says_so(server: Server, start_
     assert eventually(lambda: server.unacknowledged() == 0)
 
 
+def test_a_task_without_memory_does_not_stop_its_worker(server: Server, start_worker: StartWorker) -> None:
+    worker = start_worker()
+    job_id = send(server, "test.exhaust")
+    assert eventually(lambda: worker.starts[job_id] == 1)
+    later = nap(server, 0)
+    assert eventually(lambda: worker.ends[later] == 1), worker.output
+    assert eventually(lambda: server.unacknowledged() == 0)
+    assert worker.starts[job_id] == 1
+    assert "ran out of memory" in worker.output
+
+
+def test_one_applications_backlog_does_not_keep_another_waiting(server: Server, start_worker: StartWorker) -> None:
+    worker = start_worker()
+    with suspended(worker):
+        for number in range(500):
+            server.redis.lpush(QUEUE, plain_bytes(f"shop.backlog-{number:06d}"))
+        server.redis.lpush("fsworker.ingest.blog", plain_bytes("blog.good-0001", queue="fsworker.ingest.blog"))
+    assert eventually(lambda: worker.ends["blog.good-0001"] == 1, 20)
+    assert worker.starts.total() < 50
+
+
 def test_a_cold_shutdown_hands_back_at_once(server: Server, start_worker: StartWorker) -> None:
     worker = start_worker()
     job_id = nap(server, 30)

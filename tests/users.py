@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="CI-may-skip: only root can become another user")
 
 WORKER, READER, STRANGER, WRITER = 41001, 41002, 41003, 41004
 STORE_GROUP, OTHER_GROUP, SHOP_GROUP = 42001, 42002, 42003

@@ -12,9 +12,15 @@ from fsworker.cli.acl import acl
 from fsworker.cli.apps import app_group, init
 from fsworker.cli.demo import demo
 from fsworker.cli.errors import error_group
+from fsworker.cli.gc import gc
+from fsworker.cli.hold import hold
 from fsworker.cli.ingest import ingest
+from fsworker.cli.keep import keep_group, process_start_s
 from fsworker.cli.run import beat, up, worker
 from fsworker.cli.stats import stats
+from fsworker.cli.trash import trash_group
+from fsworker.cli.verify import verify
+from fsworker.cli.why import why
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -33,10 +39,13 @@ def cli() -> None:
     """
 
 
-for _command in (init, app_group, up, demo, worker, beat, ingest, error_group, stats, acl):
+for _command in (
+    *(init, app_group, up, demo, worker, beat, ingest, keep_group, gc, trash_group, error_group),
+    *(verify, why, hold, stats, acl),
+):
     cli.add_command(_command)
 
 
 def main() -> None:
     """The entry point of the script ``fsworker``."""
-    cli.main(prog_name="fsworker")
+    cli.main(prog_name="fsworker", obj=process_start_s())

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from fsworker.cli.common import (
+    fail,
+    format_size,
     json_option,
     open_store,
     print_json,
@@ -19,11 +21,15 @@ from fsworker.cli.common import (
     store_option,
     warn_root,
 )
-from fsworker.config import format_duration, parse_duration
+from fsworker.cli.upkeep import make_reader
+from fsworker.config import Settings, format_duration, parse_duration
 from fsworker.create import add_apps, create_store, parse_app
-from fsworker.errors import ConfigError
+from fsworker.errors import ConfigError, RedisUnavailableError
 from fsworker.handle import StoreHandle, group_name, user_name
+from fsworker.keepsets import BrokenKeepSetError
 from fsworker.layout import GROUP_WRITES, SPOOL
+from fsworker.objects import ObjectStore
+from fsworker.retire import check_registered, only_kept_by, retire
 
 
 class Duration(click.ParamType[float]):
@@ -102,6 +108,47 @@ def app_list(store: Path | None, as_json: bool) -> None:
     """List the registered applications and their spool directories."""
     with open_store(settings_for(store)) as handle:
         _report(handle.root, as_json)
+
+
+@app_group.command("retire")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask for the name again.")
+@store_option
+@json_option
+@reporting
+def app_retire(name: str, yes: bool, store: Path | None, as_json: bool) -> None:
+    """Take an application from the registry: its references count no longer.
+
+    Says first what would become collectable, and asks for the name again. Its spool directory stays.
+    """
+    settings = settings_for(store)
+    with open_store(settings) as handle:
+        check_registered(handle, name)
+        consequence = _consequence(handle, settings, name)
+        if not yes:
+            click.echo(f"{name}: {consequence}", err=True)
+            if click.prompt("Type its name again to retire it", err=True) != name:
+                fail("that was another name; nothing was changed", 1)
+        retire(handle, name)
+        if as_json:
+            print_json({"retired": name, "consequence": consequence, "apps": handle.config.app_names})
+            return
+        click.echo(f"{name} is retired: {consequence}")
+        click.echo(
+            f"Its spool directory {handle.root / SPOOL / name} stays; remove it when nobody writes there any more"
+        )
+
+
+def _consequence(handle: ObjectStore, settings: Settings, app: str) -> str:
+    """What becomes collectable, for people."""
+    try:
+        only = only_kept_by(handle, make_reader(handle, settings), app)
+    except BrokenKeepSetError:
+        return "it has no keep-set, so nobody can say which files only it refers to; all of them become collectable"
+    except (ConfigError, RedisUnavailableError):
+        return "Redis is away, so nobody can say which files only it refers to; all of them become collectable"
+    last = "; no application is left then, and nothing is collected" if handle.config.app_names == [app] else ""
+    return f"{only.files:,} stored files ({format_size(only.size_bytes)}) are kept by it alone and become collectable{last}"
 
 
 def _become(owner: str, store: Path, group: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fsworker import layout
+from fsworker.basis import ageing
 from fsworker.cli.common import (
     format_size,
     json_option,
@@ -18,13 +19,16 @@ from fsworker.cli.common import (
     stdout,
     store_option,
 )
-from fsworker.config import redact_url
+from fsworker.cli.keep import describe
+from fsworker.config import Settings, redact_url
+from fsworker.keepreader import KeepReader
 from fsworker.kv import KV
 from fsworker.names import Names
 from fsworker.objects import ObjectStore
 from fsworker.refusals import ROLES, refusals
 from fsworker.spool import SpoolDirectory
 from fsworker.state import find_redis_url, state_directory
+from fsworker.upkeep import read_last
 
 
 @click.command()
@@ -55,6 +59,8 @@ def stats(store: Path | None, as_json: bool) -> None:
             },
             "unacknowledged": {role: kv.hash_length(names.unacked_key(role)) for role in ROLES},
             "refused": refusals(kv, names),
+            **_keep_sets(handle, kv, names, settings),
+            "last_runs": read_last(handle),
         }
     if as_json:
         print_json(tree)
@@ -67,9 +73,23 @@ def stats(store: Path | None, as_json: bool) -> None:
         out.print(f"Spool    {app}: {spooled['requests']} jobs wait, {spooled['done']} outcomes kept")
     for queue, length in tree["queues"].items():
         out.print(f"Queue    {queue}: {length}")
+    for app, keep_set in tree["keep_sets"].items():
+        said = f"{keep_set['count']:,} hashes, {keep_set['age'] / 3600:.1f} h old" if "count" in keep_set else keep_set["state"]
+        out.print(f"Keep-set {app}: {said}")
+    for warning in tree["warnings"]:
+        out.print(f"Warning  {warning}", soft_wrap=True, markup=False)
     for queue, reasons in tree["refused"].items():
         listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         out.print(f"Refused  messages of {queue}: {listed}")
+
+
+def _keep_sets(handle: ObjectStore, kv: KV, names: Names, settings: Settings) -> dict[str, Any]:
+    found = KeepReader(kv, names).find(handle.config.app_names)
+    now_s = kv.time_s()
+    return {
+        "keep_sets": {each.app: describe(each, now_s) for each in found},
+        "warnings": [warning.message for warning in ageing(found, now_s, settings.keep_set_max_age)],
+    }
 
 
 def _count(handle: ObjectStore) -> tuple[int, int]:

@@ -56,7 +56,7 @@ class Cursor(BaseModel):
 
 
 class History(BaseModel):
-    """The content of the note. ``since_s``: when it was begun; ``told_until``: see :mod:`fsworker.verification.telling`."""
+    """The content of the note. ``since_s``: when it was begun. ``told…``: see :mod:`fsworker.verification.telling`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -66,6 +66,7 @@ class History(BaseModel):
     cursor: Cursor | None = None
     leftovers_s: float = 0.0
     told_until: str = ""
+    told: list[str] = Field(default_factory=list)
     findings: list[dict[str, Any]] = Field(default_factory=list)
 
     def of(self, pair: str) -> Verified:

@@ -20,7 +20,7 @@ from fsworker.verification.judging import LENIENT, Judge, Tally
 from fsworker.verification.kindly import KindReader, drop_cache
 from fsworker.verification.pace import Pace
 from fsworker.verification.scanning import Scanners
-from fsworker.verification.whole import OnProgress, Options, Report
+from fsworker.verification.whole import OnProgress, Options, Report, no_progress
 
 _KINDS = {
     "rotten": "mirror-rotten",
@@ -36,7 +36,7 @@ def compare(
     options: Options,
     on_finding: Callable[[Finding], None],
     *,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnProgress = no_progress,
 ) -> Report:
     """Compare a mirror with the store: what it lacks, what it has beside, what is rotten in it. Changes nothing.
 

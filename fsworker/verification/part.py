@@ -15,6 +15,7 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,8 @@ class _Part:
     def _work(self) -> None:
         look = self._now_s - self._history.leftovers_s >= _LEFTOVERS_EVERY_S or self._history.leftovers_s > self._now_s
         first = leftovers.look(self._store) if look else []
-        try:
+        with suppress(_OutOfTimeError):
             self._work_through()
-        except _OutOfTimeError:
-            pass
         if look:
             if first:
                 self._clock.sleep(max(0.0, BETWEEN_LOOKS_S - self._spent_s()))

@@ -36,6 +36,14 @@ OnProgress = Callable[[int, int], None]
 """Is told how many of the 256 first-level directories are done, and how many there are."""
 
 
+_LOOK = Policy()
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+    del done, total
+
+
 @dataclass
 class Report:
     """What a verification went over. Findings are passed on as they come, and counted here."""
@@ -71,7 +79,7 @@ class Report:
 class Options:
     """How to verify. ``rate_bytes_s`` is for all processes together; ``None`` is as fast as the disk can."""
 
-    policy: Policy = Policy()
+    policy: Policy = _LOOK
     processes: int = 1
     threads: int = 4
     rate_bytes_s: float | None = None
@@ -111,7 +119,7 @@ def verify_all(
     *,
     pairs: Sequence[str] | None = None,
     mirror: Mirror | None = None,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnProgress = no_progress,
 ) -> Report:
     """Verify the whole store, or the first-level directories ``pairs``. Changes nothing unless the policy says repair.
 

@@ -200,6 +200,9 @@ class Run:
                 self._stop("stat", path)
             return self._aged(real.stat(path, **kwargs))
 
+        def fstat(fd: int) -> Any:
+            return self._aged(real.fstat(fd))
+
         def link(source: Any, target: Any, **kwargs: Any) -> None:
             self._stop("link", target)
             real.link(source, target, **kwargs)
@@ -235,7 +238,7 @@ class Run:
                 real.flock(fd, operation | fcntl.LOCK_NB)  # the scheduler knows that it is free
                 self._locks.setdefault(self._fds[fd], {})[number] = operation
 
-        patches = {"open": open_, "close": close, "stat": stat_, "link": link}
+        patches = {"open": open_, "close": close, "stat": stat_, "fstat": fstat, "link": link}
         patches |= {"rename": rename, "fchmod": fchmod, "unlink": unlink}
         for name, patch in patches.items():
             setattr(os, name, patch)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def run(
     def operations(root: Path) -> dict[str, Operation]:
         made = {}
         for number, word in enumerate(words):
-            store = ObjectStore(root, durability="none", grace_s=grace_s)
+            store = ObjectStore(root, durability="none")
+            store.config = replace(store.config, grace_s=grace_s)
             store.prepare()
             store.recent_clock = lambda: 2.0  # type: ignore[method-assign] - in the steps of the scheduler's ages
             stores.append(store)

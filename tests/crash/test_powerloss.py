@@ -16,7 +16,7 @@ from . import tracer
 from .powerloss import Disk, Recorder, Sync, Trace, crashes, snapshot, written_before
 from .scenarios import Scenario, all_scenarios, sha1
 
-pytestmark = pytest.mark.skipif(not tracer.SUPPORTED, reason="the tracer writes registers of x86-64")
+pytestmark = pytest.mark.skipif(not tracer.SUPPORTED, reason="CI-may-skip: the tracer writes registers of x86-64")
 
 STATES_AT_A_POINT = 2000 if os.environ.get("FSWORKER_TORTURE") == "1" else 40
 RECORDED = [s for s in all_scenarios() if not s.name.startswith("temp directory, failing")]

@@ -6,7 +6,7 @@ registered nor exempt is a warning of ``manage.py check``, and no keep-set is pu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -131,7 +131,7 @@ def check_registered(**_: Any) -> list[checks.CheckMessage]:
     ]
 
 
-def kept_hashes(counted: Callable[[Column, int], None] | None = None) -> Iterator[Hash]:
+def kept_hashes(counted: Callable[[Column, int], None] | None = None) -> Generator[Hash, None, None]:
     """Every hash that the registered models refer to, duplicates included; each database in one snapshot.
 
     ``counted`` is told how many hashes a column had. Raises :class:`KeepSetError`.

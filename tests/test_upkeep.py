@@ -1,0 +1,210 @@
+"""Collections in the queue: beat starts them, parts follow parts, refusals are told, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from fsworker.celery import make_app
+from fsworker.client import Client
+from fsworker.contrib.celery import EVERY_S, add_publish_keep_set
+from fsworker.errors import KeepSetError, UploadRejectedError
+from fsworker.kv import KV
+from fsworker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
+from fsworker.tasks import MAINTENANCE_VALIDATORS
+from fsworker.upkeep import Upkeep, read_last
+from keeping import DAY, VirtualKV, World, world
+from processes import eventually
+from stacks import running_stack
+from virtual_time import virtual_clock
+
+Sent = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def w(tmp_path: Path, redis_url: str) -> Iterator[World]:
+    with virtual_clock() as clock, world(tmp_path, VirtualKV(redis_url, clock)) as made:
+        yield made
+
+
+def upkeep(w: World, sent: Sent, part_s: float = 30.0) -> Upkeep:
+    def send(task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None:
+        assert queue == w.names.maintenance_queue
+        MAINTENANCE_VALIDATORS[task](dict(kwargs))
+        sent.append((task, dict(kwargs)))
+
+    settings = w.settings.model_copy(update={"visibility_timeout": part_s * 4})
+    return Upkeep(w.store, w.kv, send, settings)
+
+
+def run_all(keeper: Upkeep, sent: Sent) -> int:
+    """Do what was sent, until nothing is; returns how many parts."""
+    parts = 0
+    while sent:
+        parts += 1
+        task, kwargs = sent.pop(0)
+        {COLLECT_PART: keeper.collect, PURGE_PART: keeper.purge}[task](**kwargs)
+    return parts
+
+
+def test_parts_follow_parts_to_the_end(w: World) -> None:
+    names = w.put(*map(str, range(200)))
+    w.clock.advance(3 * DAY)
+    w.publish_all(shop=names[:100])
+    sent: Sent = []
+    keeper = upkeep(w, sent, part_s=0.01)
+    assert keeper.collect()["phase"] == "plan"
+    assert run_all(keeper, sent) > 1
+    assert set(w.store) == set(names[:100])
+    assert read_last(w.store)["collect"]["trashed"] == 100
+    w.clock.advance(40 * DAY)
+    w.publish_all(shop=names[:100])
+    keeper.purge()
+    run_all(keeper, sent)
+    assert w.trashed() == []
+
+
+def test_a_message_that_is_delivered_twice_does_nothing_twice(w: World) -> None:
+    w.put(*map(str, range(200)))
+    w.clock.advance(3 * DAY)
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent, part_s=0.01)
+    keeper.collect()
+    while sent:
+        task, kwargs = sent.pop(0)
+        assert task == COLLECT_PART
+        keeper.collect(**kwargs)
+        keeper.collect(**kwargs)
+    assert len(w.trashed()) == 200
+    assert len(list(w.store.root.glob("Trash/*"))) == 1
+
+
+def test_a_lost_message_is_made_good_by_the_next_tick(w: World) -> None:
+    w.put(*map(str, range(100)))
+    w.clock.advance(3 * DAY)
+    w.publish_all()
+    sent: Sent = []
+    first = upkeep(w, sent, part_s=0.0).collect()
+    sent.clear()
+    done = upkeep(w, sent).collect()
+    assert (done["run"], done["trashed"]) == (first["run"], 100)
+
+
+def test_a_refusal_is_logged_and_noted(w: World, caplog: pytest.LogCaptureFixture) -> None:
+    keeper = upkeep(w, [])
+    with caplog.at_level(logging.WARNING):
+        assert [r["reason"] for r in keeper.collect()["refused"]] == ["no_keep_set", "no_keep_set"]
+        assert len(keeper.purge()["refused"]) == 2
+    assert "application blog has no keep-set" in caplog.text
+    assert len(read_last(w.store)["collect"]["refused"]) == 2
+
+
+def test_two_beats_at_once_do_no_harm(w: World) -> None:
+    w.publish_all()
+    keeper = upkeep(w, [])
+    with w.collector().alone():
+        assert keeper.collect()["refused"][0]["reason"] == "running"
+    assert "collect" not in read_last(w.store)
+
+
+def test_a_keep_set_is_warned_of_before_it_is_refused(w: World, caplog: pytest.LogCaptureFixture) -> None:
+    w.publish_all()
+    keeper = upkeep(w, [])
+    w.clock.advance(35 * 3600)
+    with caplog.at_level(logging.WARNING):
+        keeper.watch()
+        assert caplog.text == ""
+        w.publish("blog")
+        w.clock.advance(2 * 3600)
+        upkeep(w, []).watch()
+        assert "the keep-set of application shop is 37.0 h old" in caplog.text
+        assert "blog" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("task", "kwargs"),
+    [
+        (COLLECT, {"overrides": ["max_trash"]}),
+        (COLLECT_PART, {}),
+        (COLLECT_PART, {"run": "../../etc"}),
+        (COLLECT_PART, {"run": 5}),
+        (COLLECT_PART, {"run": "20260101000000-00000000-00000000", "overrides": []}),
+        (PURGE, {"shard": 1}),
+        (PURGE_PART, {"shard": 256}),
+        (PURGE_PART, {"shard": True}),
+        (PURGE_PART, {"shard": -1}),
+    ],
+)
+def test_no_message_can_override_anything(task: str, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(UploadRejectedError):
+        MAINTENANCE_VALIDATORS[task](kwargs)
+
+
+def test_beat_collects_and_purges_unless_it_is_off(w: World) -> None:
+    settings = w.settings.model_copy(update={"role": "maintenance"})
+    schedule = make_app(settings).conf.beat_schedule
+    assert schedule["collect"]["schedule"] == schedule["purge"]["schedule"] == DAY
+    off = settings.model_copy(update={"collect_every": None, "purge_every": None})
+    assert not {"collect", "purge"} & set(make_app(off).conf.beat_schedule)
+
+
+def test_a_running_stack_collects_and_purges(tmp_path: Path) -> None:
+    short = {"collect_every": "1s", "purge_every": "1s", "trash_retention": "1s"}
+    with running_stack(tmp_path, grace="0s", **short) as stack:
+        store, shop, blog = stack.store(), stack.client("shop"), stack.client("blog")
+        _set_grace(stack.store_path)
+        kept = shop.ingest(b"kept").get(timeout=30).hash
+        garbage = shop.ingest(b"garbage").get(timeout=30).hash
+        assert not eventually(lambda: garbage not in store, 2.0), "nobody has published: nothing is collected"
+
+        def publish() -> bool:
+            shop.keep.publish(lambda: [kept])
+            blog.keep.publish(lambda: [], allow_empty=True)
+            return True
+
+        assert eventually(lambda: publish() and garbage not in store, 30)
+        assert eventually(lambda: publish() and not list(store.root.glob("Trash/*/*")), 30)
+        assert kept in store
+        claim = blog.claim([kept, garbage]).get(timeout=30)
+        assert (claim["present"], claim["missing"]) == ([kept], [garbage])
+
+
+def _set_grace(store_path: Path) -> None:
+    path = store_path / "FileStruct.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "Grace": "0s"}))
+
+
+@pytest.fixture
+def files(tmp_path: Path, redis_url: str) -> Iterator[Client]:
+    with world(tmp_path, KV(redis_url)) as w, Client("shop", settings=w.settings) as client:
+        yield client
+
+
+def made(wrap: Callable[[Client], Any], files: Client, **options: Any) -> tuple[Celery, Any]:
+    app = Celery("shop", set_as_current=False)
+    app.conf.beat_schedule = {"other": {"task": "x", "schedule": 1}}
+    return app, add_publish_keep_set(app, wrap(files), lambda: ["da39a3ee5e6b4b0d3255bfef95601890afd80709"], **options)
+
+
+@pytest.mark.parametrize("wrap", [lambda c: c, lambda c: lambda: c], ids=["client", "callable"])
+def test_a_ready_task_for_the_applications_own_celery(files: Client, wrap: Callable[[Client], Any]) -> None:
+    app, task = made(wrap, files)
+    assert task.apply().get()["count"] == 1
+    assert app.conf.beat_schedule["publish_keep_set"]["schedule"] == EVERY_S
+    assert "other" in app.conf.beat_schedule
+
+
+def test_its_failure_is_raised_and_logged(files: Client, caplog: pytest.LogCaptureFixture) -> None:
+    app = Celery("shop", set_as_current=False)
+    task = add_publish_keep_set(app, files, lambda: ["oops"], every_s=None)
+    with pytest.raises(KeepSetError):
+        task.apply(throw=True)
+    assert "the keep-set of shop was not published" in caplog.text
+    assert not app.conf.beat_schedule

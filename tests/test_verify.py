@@ -1,0 +1,444 @@
+"""Verification finds every kind of damage, heals what can be healed, keeps the rest, and takes nothing healthy for bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from damage import STAMP, Damage, Plant, all_bytes, content, plant_all, sha1
+from processes import ENVIRONMENT, background
+
+from fsworker import hold
+from fsworker.create import create_store
+from fsworker.errors import ConfigError, VerificationRunningError
+from fsworker.handle import SYNC_FAILED_MARK
+from fsworker.locks import store_lock
+from fsworker.model import Hash
+from fsworker.objects import ObjectStore
+from fsworker.tempdirs import BaseTempDir
+from fsworker.verification import settling
+from fsworker.verification.copies import Mirror
+from fsworker.verification.findings import KINDS, Finding
+from fsworker.verification.settling import Policy
+from fsworker.verification.whole import Options, verify_all, verify_hashes
+
+CHURN = """
+import os, random, sys
+from fsworker import layout, trash
+from fsworker.objects import ObjectStore
+store = ObjectStore(sys.argv[1], durability="none")
+chance, number = random.Random(int(sys.argv[2])), 0
+stamp = layout.stamp()
+trash.open_run(store, stamp)
+print("ready", flush=True)
+while True:
+    number += 1
+    data = b"churn %s %d " % (sys.argv[2].encode(), number % 500) * (1 if number % 50 else 40_000)
+    name = store.put(data).hash
+    match chance.randrange(4):
+        case 0: trash.move_to_trash(store, name, stamp, 2.0**40)
+        case 1: trash.move_to_trash(store, name, stamp, 2.0**40), trash.restore(store, name)
+        case 2: trash.move_to_trash(store, name, stamp, 2.0**40), trash.delete_from_trash(store, stamp, name, 2.0**40)
+        case 3: store.freshen(name)
+"""
+
+
+def make(tmp_path: Path, count: int = 200) -> Plant:
+    create_store(tmp_path / "store", apps=["shop"])
+    plant = Plant(tmp_path / "store", tmp_path / "mirror")
+    (tmp_path / "mirror/Data").mkdir(parents=True)
+    plant.fill(count)
+    return plant
+
+
+def verify(plant: Plant, *, repair: bool = False, mirror: bool = True, processes: int = 1) -> list[Finding]:
+    found: list[Finding] = []
+    with ObjectStore(plant.root) as store, Mirror(plant.mirror, store) as copies:
+        options = Options(policy=Policy(repair=repair), processes=processes)
+        verify_all(store, options, found.append, mirror=copies if mirror else None)
+    return found
+
+
+def kinds(found: list[Finding]) -> list[tuple[str, str, str]]:
+    return sorted((finding.path, finding.kind, finding.action) for finding in found)
+
+
+def assert_healthy(plant: Plant, count: int, *, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Every file that was not damaged is what it was."""
+    for number in range(count):
+        name = sha1(content(number))
+        if name not in but:
+            path = plant.path(name)
+            assert path.read_bytes() == content(number)
+            assert path.stat().st_mode & 0o7777 == 0o444
+
+
+def test_a_healthy_store_is_clean(tmp_path: Path) -> None:
+    assert verify(make(tmp_path), repair=True) == []
+    assert not list((tmp_path / "store/Error").iterdir())
+
+
+def test_every_kind_of_damage_in_a_store_of_ten_thousand_files_in_use(tmp_path: Path) -> None:
+    count = 10_000
+    plant = make(tmp_path, count)
+    damages = plant_all(plant)
+    assert len(damages) >= 20
+    assert len({damage.kind for damage in damages}) >= 15
+    waiting = sorted((d.path, d.kind, d.action) for d in damages if d.action == "waits")
+    with background(CHURN, plant.root, 1) as first, background(CHURN, plant.root, 2) as second:
+        assert all(process.stdout and process.stdout.readline() == "ready\n" for process in (first, second))
+        looked = verify(plant, processes=2)
+        repaired = verify(plant, repair=True, processes=2)
+        again = verify(plant, repair=True, processes=2)
+        assert first.poll() is None
+        assert second.poll() is None
+    assert kinds(looked) == sorted((d.path, d.kind, "reported") for d in damages)
+    assert kinds(repaired) == sorted((d.path, d.kind, d.action) for d in damages)
+    assert kinds(again) == waiting
+    assert_settled(plant, damages, count)
+
+
+def assert_settled(plant: Plant, damages: list[Damage], count: int) -> None:
+    assert_healthy(plant, count, but=plant.touched)
+    everywhere = all_bytes(plant.root)
+    for damage in damages:
+        if damage.bytes_kept is not None:
+            assert damage.bytes_kept in everywhere, damage.name
+        if damage.restored is not None:
+            path = plant.path(sha1(damage.restored))
+            assert path.read_bytes() == damage.restored, damage.name
+            assert path.stat().st_mode & 0o7777 == 0o444, damage.name
+    for entry in (plant.root / "Error").iterdir():
+        assert json.loads((entry / "Reason.json").read_bytes())["kind"] == "quarantined"
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    plant = make(tmp_path)
+    plant_all(plant)
+    before = tree(plant.root)
+    verify(plant)
+    assert tree(plant.root) == before
+
+
+def tree(root: Path) -> list[tuple[str, int, int, int]]:
+    """Every name, its mode, size and inode; not the notes that verification writes for itself."""
+    paths = [p for p in sorted(root.rglob("*")) if "Lock" not in p.relative_to(root).parts]
+    return [(str(p), s.st_mode, s.st_size, s.st_ino) for p in paths for s in [p.lstat()]]
+
+
+def test_no_false_finding_while_files_come_go_and_come_back(tmp_path: Path) -> None:
+    plant = make(tmp_path, 300)
+    with background(CHURN, plant.root, 1) as first, background(CHURN, plant.root, 2) as second:
+        assert all(process.stdout and process.stdout.readline() == "ready\n" for process in (first, second))
+        until_s = time.monotonic() + 5
+        rounds = 0
+        while time.monotonic() < until_s:
+            assert verify(plant, repair=True, processes=1 + rounds % 2) == []
+            rounds += 1
+        assert first.poll() is None
+        assert second.poll() is None
+    assert rounds > 2
+
+
+def test_each_kind_says_what_to_do() -> None:
+    for name, kind in KINDS.items():
+        finding = Finding("Data/x", name)
+        assert kind.meaning in finding.message
+        assert len(finding.advice) > 5
+        assert set(finding.as_json()) >= {"path", "kind", "message", "action", "advice"}
+
+
+# -- what is believed --------------------------------------------------------------------------------------------------
+
+
+def test_a_mismatch_that_is_not_there_at_the_second_reading_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, b"a bit flips in memory")
+    mended = settling.drop_cache
+
+    def mend(fd: int) -> None:
+        plant.rot(path, data)
+        mended(fd)
+
+    monkeypatch.setattr(settling, "drop_cache", mend)
+    (finding,) = verify(plant, repair=True)
+    assert (finding.kind, finding.action) == ("unstable", "reported")
+    assert path.read_bytes() == data
+
+
+def test_a_file_that_an_ingest_heals_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, b"rot")
+    drop = settling.drop_cache
+
+    def heal_first(fd: int) -> None:
+        with ObjectStore(plant.root) as other:
+            other.put(data)
+        drop(fd)
+
+    monkeypatch.setattr(settling, "drop_cache", heal_first)
+    assert verify(plant, repair=True) == []
+    assert path.read_bytes() == data
+
+
+def test_when_everything_seems_rotten_it_is_not_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "MAX_ROTTEN", 10)
+    plant = make(tmp_path, 100)
+    for _ in range(60):
+        _, path = plant.victim()
+        plant.rot(path, b"rot %d" % plant.next)
+    found = verify(plant, repair=True)
+    actions = [finding.action for finding in found]
+    assert len(found) == 60
+    assert 10 <= actions.count("quarantined") < 60
+    assert actions.count("waits") > 0
+    assert "test the disk" in next(f.message for f in found if f.action == "waits")
+
+
+def test_rot_in_a_large_file_is_found(tmp_path: Path) -> None:
+    plant = make(tmp_path, 0)
+    data = bytearray(os.urandom(17 << 20))
+    path = plant.put(bytes(data))
+    assert verify(plant) == []
+    data[9 << 20] ^= 1
+    plant.rot(path, bytes(data))
+    assert [finding.kind for finding in verify(plant)] == ["rotten"]
+
+
+# -- healing -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_reason_of_a_quarantine_can_be_read_by_a_machine(tmp_path: Path) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, b"rot")
+    (finding,) = verify(plant, repair=True)
+    assert finding.kept is not None
+    assert (plant.root / finding.kept).read_bytes() == b"rot"
+    reason = json.loads((plant.root / finding.kept).with_name("Reason.json").read_bytes())
+    assert reason["kind"] == "quarantined"
+    assert (reason["hash"], reason["found"], reason["finding"]) == (sha1(data), sha1(b"rot"), "rotten")
+    assert sha1(data) in reason["message"]
+
+
+def test_the_name_is_free_for_a_later_upload(tmp_path: Path) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, b"rot")
+    verify(plant, repair=True)
+    assert not path.exists()
+    with ObjectStore(plant.root) as store:
+        assert not store.put(data).duplicate
+    assert verify(plant) == []
+
+
+def test_a_cut_off_file_is_said_to_be_one(tmp_path: Path) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, data[:100])
+    plant.back_up(data)
+    (finding,) = verify(plant, repair=True)
+    assert "cut off: 100 of 300 bytes" in finding.message
+
+
+def test_a_healed_files_copy_in_trash_stays(tmp_path: Path) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, b"rot")
+    plant.trash(data)
+    verify(plant, repair=True)
+    assert path.read_bytes() == data
+    assert (plant.root / "Trash" / STAMP / sha1(data)).read_bytes() == data
+
+
+def test_a_mirror_that_is_no_copy_of_a_store_is_refused(tmp_path: Path) -> None:
+    plant = make(tmp_path, 1)
+    with ObjectStore(plant.root) as store:
+        for path in (tmp_path / "absent", tmp_path, plant.root):
+            with pytest.raises(ConfigError, match="mirror"):
+                Mirror(path, store)
+
+
+def test_a_hold_stops_every_move_but_that_of_rot(tmp_path: Path) -> None:
+    plant = make(tmp_path, 20)
+    _, path = plant.victim()
+    plant.rot(path, b"rot")
+    (plant.root / "Data/README").write_bytes(b"stray")
+    (plant.root / "Temp/core").write_bytes(b"stray")
+    with ObjectStore(plant.root) as store:
+        hold.set_hold(store, 3600)
+        found = verify(plant, repair=True)
+        assert {(f.kind, f.action) for f in found} == {
+            ("rotten", "quarantined"),
+            ("stray-file", "waits"),
+            ("temp-stray", "waits"),
+        }
+        hold.release(store)
+    assert {f.action for f in verify(plant, repair=True)} == {"quarantined"}
+    assert verify(plant, repair=True) == []
+
+
+# -- leftovers ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_in_use_is_no_leftover(tmp_path: Path) -> None:
+    plant = make(tmp_path, 1)
+    with ObjectStore(plant.root) as store, BaseTempDir(store) as temp:
+        temp.path("a").write_bytes(b"x")
+        assert verify(plant, repair=True) == []
+    assert verify(plant, repair=True) == []
+
+
+def test_an_upload_that_just_came_is_only_noted(tmp_path: Path) -> None:
+    plant = make(tmp_path, 1)
+    (plant.root / "Spool/shop/photo.jpg").write_bytes(b"x")
+    (finding,) = verify(plant, repair=True)
+    assert (finding.kind, finding.action, finding.is_note) == ("recent-upload", "reported", True)
+
+
+# -- hashes, locks, marks ----------------------------------------------------------------------------------------------
+
+
+def test_hashes_can_be_verified_alone(tmp_path: Path) -> None:
+    plant = make(tmp_path, 10)
+    (data, path), (healthy, _), (gone, gone_path) = plant.victim(), plant.victim(), plant.victim()
+    plant.rot(path, b"rot")
+    plant.back_up(gone)
+    gone_path.unlink()
+    names = [Hash(sha1(each)) for each in (data, healthy, gone, b"never was")]
+    found: list[Finding] = []
+    with ObjectStore(plant.root) as store, Mirror(plant.mirror, store) as mirror:
+        verify_hashes(store, names, Policy(), found.append)
+        assert [f.kind for f in found] == ["rotten", "missing", "missing"]
+        found.clear()
+        verify_hashes(store, names, Policy(repair=True), found.append, mirror=mirror)
+        assert [f.action for f in found] == ["quarantined", "healed", "reported"]
+    assert gone_path.read_bytes() == gone
+
+
+def test_a_second_verification_says_so_and_stops(tmp_path: Path) -> None:
+    plant = make(tmp_path, 1)
+    with ObjectStore(plant.root) as store, store_lock(store.fd, "verify", store.modes.lock_file):
+        with pytest.raises(VerificationRunningError, match="another verification"):
+            verify(plant)
+        assert command(plant, "verify").returncode == 1
+
+
+def test_a_whole_verification_removes_the_mark_of_a_failed_sync(tmp_path: Path) -> None:
+    plant = make(tmp_path, 1)
+    mark = plant.root / SYNC_FAILED_MARK
+    with ObjectStore(plant.root) as store:
+        store.prepare()
+    mark.touch()
+    verify(plant)
+    assert not mark.exists()
+
+
+def test_a_killed_scanner_is_an_error_not_a_clean_store(tmp_path: Path) -> None:
+    plant = make(tmp_path, 2000)
+    code = (
+        "import os, sys, threading, time\n"
+        "from fsworker.objects import ObjectStore\n"
+        "from fsworker.verification.whole import Options, verify_all\n"
+        "def killer():\n"
+        "    while True:\n"
+        "        for pid in open(f'/proc/self/task/{os.getpid()}/children').read().split(): os.kill(int(pid), 9)\n"
+        "        time.sleep(0.001)\n"
+        "threading.Thread(target=killer, daemon=True).start()\n"
+        "verify_all(ObjectStore(sys.argv[1]), Options(processes=2, rate_bytes_s=100_000), print)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, plant.root], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "was killed" in done.stderr
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def command(plant: Plant, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "fsworker", *arguments, "--store", str(plant.root)]
+    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def test_the_command_reports_repairs_and_is_clean_then(tmp_path: Path) -> None:
+    plant = make(tmp_path)
+    _, path = plant.victim()
+    plant.rot(path, b"rot")
+    looked = command(plant, "verify")
+    assert looked.returncode == 1
+    assert f"{path.name}: rotten" in looked.stdout
+    assert "fsworker verify --repair" in looked.stdout
+    repaired = command(plant, "verify", "--repair", "--json")
+    assert repaired.returncode == 1
+    document = json.loads(repaired.stdout)
+    assert [(f["hash"], f["kind"], f["action"]) for f in document["findings"]] == [(path.name, "rotten", "quarantined")]
+    assert document["store"]["files"] == 200
+    clean = command(plant, "verify", "--json")
+    assert clean.returncode == 0
+    assert json.loads(clean.stdout)["findings"] == []
+
+
+def test_the_command_takes_hashes_and_shards(tmp_path: Path) -> None:
+    plant = make(tmp_path)
+    _, path = plant.victim()
+    plant.rot(path, b"rot")
+    assert command(plant, "verify", path.name).returncode == 1
+    assert command(plant, "verify", "--shard", path.name[:2]).returncode == 1
+    assert command(plant, "verify", "--shard", f"{int(path.name[:2], 16) ^ 1:02x}").returncode == 0
+    assert command(plant, "verify", "--shard", "xy").returncode == 2
+    assert command(plant, "verify", "da39").returncode == 2
+
+
+def test_the_command_compares_a_backup(tmp_path: Path) -> None:
+    plant = make(tmp_path, 50)
+    for number in range(50):
+        plant.back_up(content(number))
+    same = command(plant, "verify", "--mirror", str(plant.mirror), "--json")
+    assert (same.returncode, json.loads(same.stdout)["findings"]) == (0, [])
+    missing, extra, bad = content(1), b"collected since", content(2)
+    (plant.mirror / plant.path(sha1(missing)).relative_to(plant.root)).unlink()
+    plant.back_up(extra)
+    plant.back_up(bad, b"rotten backup")
+    before = tree(plant.mirror)
+    compared = command(plant, "verify", "--mirror", str(plant.mirror), "--json")
+    assert compared.returncode == 1
+    assert sorted((f["hash"], f["kind"]) for f in json.loads(compared.stdout)["findings"]) == sorted(
+        [(sha1(missing), "mirror-missing"), (sha1(extra), "mirror-extra"), (sha1(bad), "mirror-rotten")]
+    )
+    assert tree(plant.mirror) == before
+    assert command(plant, "verify", "--mirror", str(tmp_path / "unmounted")).returncode == 2
+
+
+def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
+    plant = make(tmp_path, 300)
+    words = [
+        sys.executable,
+        "-m",
+        "fsworker",
+        "verify",
+        "--store",
+        str(plant.root),
+        "--rate",
+        "1kB",
+        "--processes",
+        "2",
+    ]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until_s = time.monotonic() + 20
+    while not (pids := children.read_text().split()) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert pids
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
