@@ -2,12 +2,13 @@
 #   make demo    a handful of photographs through a real worker and a real Redis
 #   make test    all tests
 #   make torture the store's long runs: every crash point, every order, power cuts (about twenty minutes; root for some)
+#   make chaos   ten minutes of ingest while processes, Redis, network and disk are broken (root for the disk)
 #   make check   lint, format, types, import layers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check format clean
+.PHONY: demo test torture chaos check format clean
 
 demo:
 	@$(PYTHON) tools/environment.py $(VENV) embedded
@@ -18,6 +19,9 @@ test: .dev
 
 torture: .dev
 	FSWORKER_TORTURE=1 $(BIN)/python -m pytest -s tests/crash tests/test_stress.py $(ARGS)
+
+chaos: .dev
+	$(BIN)/python tests/chaos.py $(or $(ARGS),--seconds 600)
 
 check: .dev
 	$(BIN)/ruff check .

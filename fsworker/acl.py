@@ -66,6 +66,7 @@ def ingest_user(names: Names) -> RedisUser:
         "workers, role ingest",
         (
             *_worker(names, "ingest"),
+            _selector("+getrange +set", f"~{names.namespace}:made:*"),  # which thumbnails were made: fsworker.pictures
             _selector("+brpop +rpop +lpush +rpush +llen", f"~{names.ingest_queue('*')}"),
             _selector("+lpush", f"%W~{names.done_queue('*')}"),
         ),

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from fsworker import durable, layout, serving
 from fsworker.config import Settings, load_settings
-from fsworker.errors import ConfigError, RedisUnavailableError, UploadRejectedError
+from fsworker.errors import ConfigError, RedisUnavailableError, StoreUnavailableError, UploadRejectedError
 from fsworker.handle import StoreHandle
 from fsworker.job import Job
 from fsworker.kv import KV
@@ -159,9 +159,7 @@ class Client:
                 more = len(dropped) == per_message
             finally:  # what was dropped before an error is wanted all the same
                 if dropped:
-                    with self._written():
-                        durable.syncfs(self._spool.fd)  # one for all, where each alone costs two fsyncs
-                    self._commit(dropped)
+                    self._commit(dropped, sync_content=True)
                     uploads = [{**kwargs, "id": job_id} for job_id, kwargs in dropped]
                     self._ring(INGEST_MANY, {"uploads": uploads}, new_job_id(self.app))
                     jobs.extend(self._job(job_id) for job_id, _ in dropped)
@@ -275,40 +273,67 @@ class Client:
         given = source if isinstance(source, (Upload, SpooledUpload)) else None
         job_id = given.job_id if given is not None else new_job_id(self.app)
         upload = given.upload if given is not None else uuid.uuid4().hex
+        if given is not None and self._spool.exists(request_name(job_id)):
+            raise UploadRejectedError(f"this upload was ingested already, as job {job_id}")
         kwargs = {"upload": upload, **options}
-        with self._written(), _reading(source) as read_into:
+        with _reading(source) as read_into:
             try:
-                self._spool.write_request(job_id, self._spooled("ingest", kwargs), sync=False)
+                with self._written():
+                    self._spool.write_request(job_id, self._spooled("ingest", kwargs), sync=False)
                 if given is not None:
                     given.finish(sync=sync)
                 else:
                     self._write_part(upload, read_into, sync=sync)
                 if sync:
-                    self._spool.sync_file(request_name(job_id))
+                    with self._written():
+                        self._spool.sync_file(request_name(job_id))
             except BaseException:
-                for name in (part_name(upload), request_name(job_id)):
-                    with contextlib.suppress(OSError):
-                        self._spool.remove(name)
+                self._remove(part_name(upload), request_name(job_id))
                 raise
         return job_id, kwargs
 
-    def _commit(self, written: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Give uploads whose content is on disk their names, durably: from here on they are accepted."""
-        with self._written():
-            for _, kwargs in written:
-                self._spool.rename(part_name(kwargs["upload"]), kwargs["upload"])
-            self._spool.sync()
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            with contextlib.suppress(OSError):  # the sweep gets what is left
+                self._spool.remove(name)
+
+    def _commit(self, written: Sequence[tuple[str, dict[str, Any]]], *, sync_content: bool = False) -> None:
+        """Give uploads whose content is on disk their names, durably: from here on they are accepted.
+
+        With ``sync_content`` their content is put there first. On an error none is accepted.
+        """
+        uploads = [kwargs["upload"] for _, kwargs in written]
+        committed: list[str] = []
+        try:
+            with self._written():
+                if sync_content:
+                    durable.syncfs(self._spool.fd)  # one for all, where each alone costs two fsyncs
+                for upload in uploads:
+                    if self._spool.rename(part_name(upload), upload):
+                        committed.append(upload)
+                    elif not self._spool.exists(upload):  # somebody else's is there already, see SpooledUpload
+                        raise StoreUnavailableError(
+                            "the upload is not in the spool any more; one that nobody has written to for a day is given "
+                            "up: send it again"
+                        )
+                self._spool.sync()
+        except Exception:
+            self._remove(*committed, *map(part_name, uploads), *(request_name(job_id) for job_id, _ in written))
+            raise
 
     def _write_part(self, upload: str, read_into: Any, *, sync: bool) -> None:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(part_name(upload), flags, 0o600, dir_fd=self._spool.fd)
+        with self._written():
+            fd = os.open(part_name(upload), flags, 0o600, dir_fd=self._spool.fd)
         try:
             with durable.borrowed_buffer() as room:
-                while count := read_into(room):
-                    durable.write_all(fd, room[:count])
-            os.fchmod(fd, UPLOAD_MODE)
-            if sync:
-                os.fsync(fd)
+                while count := read_into(room):  # its errors are the source's, and reach the caller as they are
+                    with self._written():
+                        durable.write_all(fd, room[:count])
+            with self._written():
+                os.fchmod(fd, UPLOAD_MODE)
+                if sync:
+                    os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -424,7 +449,7 @@ def _reading(source: Source) -> Iterator[Any]:
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO is refused, not waited for
         except OSError as error:
             raise _unreadable(path, error) from error
         try:

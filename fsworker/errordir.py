@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,27 @@ def _write_reason(handle: StoreHandle, entry_fd: int, reason: Mapping[str, Any])
         os.close(fd)
 
 
+def stamps(handle: StoreHandle) -> list[str]:
+    """The names of all entries of ``Error/``, oldest first."""
+    try:
+        return sorted(name for name in os.listdir(handle.root / layout.ERROR) if layout.is_stamp(name))
+    except FileNotFoundError:
+        return []
+
+
+def read_entry(handle: StoreHandle, stamp: str) -> ErrorEntry:
+    """The entry ``stamp``, which must come from :func:`stamps`. ``OSError`` when it is gone, or no directory."""
+    directory = handle.root / layout.ERROR / stamp
+    files = tuple(sorted(name for name in os.listdir(directory) if name != REASON_FILE))
+    return ErrorEntry(stamp, _read_reason(directory / REASON_FILE), files)
+
+
 def entries(handle: StoreHandle, *, after: str = "") -> Iterator[ErrorEntry]:
     """Every entry of ``Error/`` whose stamp is greater than ``after``, oldest first."""
-    try:
-        names = sorted(os.listdir(handle.root / layout.ERROR))
-    except FileNotFoundError:
-        return
-    for name in names:
-        directory = handle.root / layout.ERROR / name
-        if name > after and layout.is_stamp(name) and directory.is_dir():
-            files = tuple(sorted(n for n in os.listdir(directory) if n != REASON_FILE))
-            yield ErrorEntry(name, _read_reason(directory / REASON_FILE), files)
+    for stamp in stamps(handle):
+        if stamp > after:
+            with suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile; a stray file
+                yield read_entry(handle, stamp)
 
 
 def remove(handle: StoreHandle, stamp: str) -> None:

@@ -13,7 +13,7 @@ import os
 import stat
 
 from fsworker import errordir, layout
-from fsworker.errors import FSWorkerError, UploadNotFoundError, UploadRejectedError
+from fsworker.errors import ConfigError, UploadNotFoundError, UploadRejectedError
 from fsworker.handle import StoreHandle, group_name, log, user_name
 from fsworker.openat2 import open_beneath
 from fsworker.spool import SpoolDirectory, taken_name
@@ -93,7 +93,8 @@ def keep_rejected(
 ) -> str | None:
     """Move a refused upload to ``Error/<stamp>/`` with the reason, durably, and return where; ``None``: nothing to move.
 
-    Where it cannot be moved (a directory of another user) it stays in the spool as ``.<job id>.taken``.
+    Where it may not be moved (a directory of another user) it stays in the spool as ``.<job id>.taken``. Raises
+    ``OSError`` where it cannot be moved now (a full disk); then it stays, too.
     """
     taken = taken_name(job_id)
     if not spool.exists(taken):
@@ -104,7 +105,7 @@ def keep_rejected(
             handle, errordir.REJECTED, message, app=spool.app, job_id=job_id, upload=upload, request=request
         ) as (stamp, entry_fd):
             os.rename(taken, name, src_dir_fd=spool.fd, dst_dir_fd=entry_fd)
-    except (OSError, FSWorkerError) as error:
+    except (PermissionError, ConfigError) as error:
         log.error("job %s: its upload stays in the spool as %s, it cannot be moved to Error/: %s", job_id, taken, error)
         return str(spool.path / taken)
     return f"{layout.ERROR}/{stamp}/{name}"

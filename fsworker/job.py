@@ -53,7 +53,10 @@ class Job:
             return "done" if meta.status == "SUCCESS" else "failed"
         if (meta is not None and meta.status in ("PROGRESS", "STARTED")) or self._spool.exists(taken_name(self.id)):
             return "running"
-        return "queued" if unfinished else "unknown"
+        if unfinished:
+            return "queued"
+        outcome = self._spool.read_outcome(self.id)  # it may have ended since the first look
+        return outcome.state if outcome is not None else "unknown"
 
     @property
     def progress(self) -> float:

@@ -207,7 +207,23 @@ class Service:
             return self._try_to_begin(spool, job_id, task, kwargs, alone=alone)
         except (OSError, UnavailableError) as error:
             log.warning("job %s cannot be begun now: %s", job_id, error)
+            return self._forgotten(spool, job_id, task, error)
+
+    def _forgotten(self, spool: SpoolDirectory, job_id: str, task: str, error: BaseException) -> Outcome | None:
+        """What becomes of a job that could not be begun: the sweep rings (``None``), if there is a request to ring for.
+
+        There is none when its producer did not write one and this process could not. Then only the producer can.
+        """
+        if spool.exists(request_name(job_id)):
             return None
+        return self._unservable(
+            job_id,
+            task,
+            StoreUnavailableError(
+                f"the job could not be begun, nor its request be noted: {error}. Its upload stays in the spool; free the "
+                f"cause, then send it again"
+            ),
+        )
 
     def _try_to_begin(
         self, spool: SpoolDirectory, job_id: str, task: str, kwargs: Mapping[str, Any], *, alone: bool
@@ -437,16 +453,25 @@ class Service:
     def _split(self, spool: SpoolDirectory, items: Mapping[str, Any]) -> dict[str, Any]:
         outcomes: dict[str, Outcome] = {}
         for job_id, item in items.items():
-            with self._holding(job_id) as obtained:
-                outcome = spool.read_outcome(job_id, owners=self._outcome_owners)
-                if outcome is not None:
-                    outcomes[job_id] = outcome
-                    continue
-                kwargs = item.as_ingest()
-                if obtained and not spool.exists(request_name(job_id)):
-                    spool.write_request(job_id, SpooledRequest(task="ingest", request=kwargs))
-            self._send(INGEST, kwargs, self.names.ingest_queue(spool.app), job_id)
+            try:
+                outcome = self._hand_on(spool, job_id, item.as_ingest())
+            except (OSError, UnavailableError) as error:
+                log.warning("job %s of a batch could not be handed on: %s", job_id, error)
+                outcome = self._forgotten(spool, job_id, "ingest", error)
+            if outcome is not None:
+                outcomes[job_id] = outcome
         return self._report("", items, outcomes)
+
+    def _hand_on(self, spool: SpoolDirectory, job_id: str, kwargs: dict[str, Any]) -> Outcome | None:
+        """Give one job of a batch a request and a message of its own, or return the outcome that it has."""
+        with self._holding(job_id) as obtained:
+            outcome = spool.read_outcome(job_id, owners=self._outcome_owners)
+            if outcome is not None:
+                return outcome
+            if obtained and not spool.exists(request_name(job_id)):
+                spool.write_request(job_id, SpooledRequest(task="ingest", request=kwargs))
+        self._send(INGEST, kwargs, self.names.ingest_queue(spool.app), job_id)
+        return None
 
     def _report(self, batch_id: str, items: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         jobs = []
@@ -470,7 +495,7 @@ class Service:
 
     def _spool(self, app: str) -> SpoolDirectory:
         spool = self._spools.get(app)
-        if spool is None:
+        if spool is None or not spool.is_in_place():
             root = self.store.root / layout.SPOOL
             spool = SpoolDirectory(root / app, app)
             if os.fstat(spool.fd).st_dev != os.fstat(self.store.fd).st_dev:

@@ -131,6 +131,13 @@ class SpoolDirectory:
         if getattr(self, "fd", -1) >= 0:
             self.close()
 
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to this directory; false once it was removed, or moved and made again."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
+
     # -- small files -----------------------------------------------------------------------------------------------
 
     def write_request(self, job_id: str, request: SpooledRequest, *, sync: bool = True) -> None:
@@ -138,8 +145,17 @@ class SpoolDirectory:
         self._write(request_name(job_id), request.model_dump(mode="json", exclude_defaults=True), sync=sync)
 
     def read_request(self, job_id: str) -> SpooledRequest | None:
-        """A job's request, or ``None`` when there is none. Raises :class:`UploadRejectedError` when it makes no sense."""
-        data = self._read(request_name(job_id), MAX_REQUEST_BYTES)
+        """A job's request, or ``None`` when there is none.
+
+        Raises :class:`UploadRejectedError` when it makes no sense, or this process may not read it.
+        """
+        try:
+            data = self._read(request_name(job_id), MAX_REQUEST_BYTES)
+        except PermissionError:
+            raise UploadRejectedError(
+                f"the request file of job {job_id} cannot be read by uid {os.geteuid()}; write it with the group of its "
+                f"directory and mode 0640, and send the upload again"
+            ) from None
         if data is None:
             return None
         try:
@@ -199,12 +215,13 @@ class SpoolDirectory:
             return False
         return True
 
-    def remove(self, name: str) -> None:
-        """Remove a file; nothing happens when there is none, or when it is a directory."""
+    def remove(self, name: str) -> bool:
+        """Remove a file. False when there is none, or when it is a directory, which stays."""
         try:
             os.unlink(name, dir_fd=self.fd)
         except (FileNotFoundError, IsADirectoryError):
-            return
+            return False
+        return True
 
     def sync(self) -> None:
         """Make the names durable."""

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
+
+from pydantic import ValidationError
 
 from fsworker import errordir, layout
 from fsworker.config import Settings
 from fsworker.errors import ConfigError, RedisUnavailableError, UploadRejectedError
 from fsworker.kv import KV
 from fsworker.locks import job_in_flight
+from fsworker.model import REQUESTS
 from fsworker.names import TASK_PREFIX, Names
 from fsworker.objects import ObjectStore
 from fsworker.service import MAX_DELAY_S, Send
-from fsworker.spool import Entry, SpoolDirectory, part_name, taken_name
+from fsworker.spool import Entry, SpoolDirectory, SpooledRequest, done_name, part_name, request_name, taken_name
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,8 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 _LITTER_AFTER_S = 600.0
 """A small file that has been on its way to its name for so long belongs to a process that was killed."""
 _SECONDS_PER_APP = 30.0
+_UNREADABLE = {"upload": "unreadable"}
+"""Sent for a request that no message can carry: the worker reads the file, finds the same, and tells its owner."""
 _MAX_RUNG = 1000
 _MAX_BACKLOG = 1000
 """While more messages than this wait, nothing is added to them: what waits in the spool loses nothing."""
@@ -41,7 +48,7 @@ _MAX_BACKLOG = 1000
 
 @dataclass
 class SweepReport:
-    """What one sweep did."""
+    """What one sweep did. ``failed`` are names in a spool (or in ``Error/``) at which it failed; the log says why."""
 
     rung: int = 0
     waiting: int = 0
@@ -59,19 +66,28 @@ def sweep(store: ObjectStore, kv: KV, send: Send, settings: Settings, *, at_once
     """Sweep the spool of every registered application, and ``Error/``.
 
     ``at_once`` rings for every request that is not in flight, whatever its age: right after a start, when no message
-    can be on its way. Raises :class:`RedisUnavailableError`.
+    can be on its way. What an application has in its spool never stops the sweep of another's. Raises
+    :class:`RedisUnavailableError`.
     """
     report = SweepReport()
+    now_s = _now_s(store)
     for app in store.reload().app_names:
         try:
-            spool = SpoolDirectory(store.root / layout.SPOOL / app, app)
-        except ConfigError as error:
-            log.error("sweep: %s", error)  # noqa: TRY400 - the message says it all
-            continue
-        with spool:
-            _Sweep(store, kv, send, settings, spool, report, at_once=at_once).run()
-    report.expired += _expire_rejected(store, settings.error_retention)
+            with SpoolDirectory(store.root / layout.SPOOL / app, app) as spool:
+                _Sweep(store, kv, send, settings, spool, report, now_s, at_once=at_once).run()
+        except (ConfigError, OSError) as error:
+            log.error("sweep of application %s: %s", app, error)  # noqa: TRY400 - the message says it all
+    _expire_rejected(store, now_s, settings.error_retention, report)
     return report
+
+
+def _now_s(store: ObjectStore) -> float:
+    """The store's clock; on a disk so full that it cannot be asked, this host's: what is removed now makes room."""
+    try:
+        return store.probe_clock()
+    except OSError as error:
+        log.warning("the store's clock cannot be asked: %s", error)
+        return time.time()
 
 
 class _Sweep:
@@ -85,13 +101,14 @@ class _Sweep:
         settings: Settings,
         spool: SpoolDirectory,
         report: SweepReport,
+        now_s: float,
         *,
         at_once: bool,
     ) -> None:
         names = Names(settings.namespace)
         self._store, self._send, self._settings, self._spool, self._report = store, send, settings, spool, report
         self._queue = names.ingest_queue(spool.app)
-        self._now_s = store.probe_clock()
+        self._now_s = now_s
         backlog = kv.queue_length(self._queue)
         quiet = backlog == 0 and kv.hash_length(names.unacked_key("ingest")) == 0
         self._ring_after_s = 0.0 if at_once else _QUIET_AFTER_S if quiet else 2 * settings.visibility_timeout
@@ -101,7 +118,7 @@ class _Sweep:
         """Look at every name once. Whatever an application does to its own spool, the others have their sweep."""
         until_s = time.monotonic() + _SECONDS_PER_APP
         told = False
-        for entry in self._spool.entries():
+        for entry in self._entries():
             if time.monotonic() > until_s:
                 log.warning(
                     "sweep: the spool of %s takes too long; the rest of it is left to the next", self._spool.app
@@ -116,6 +133,12 @@ class _Sweep:
                 if not told:
                     log.exception("sweep: %s in the spool of %s is passed over", ascii(entry.name), self._spool.app)
                 told = True
+
+    def _entries(self) -> Iterator[Entry]:
+        """Everything, from a random place on: what this sweep has no time or no room for, another one begins with."""
+        skipped = random.randrange(1 + sum(1 for _ in self._spool.entries()))
+        yield from islice(self._spool.entries(), skipped, None)
+        yield from islice(self._spool.entries(), skipped)
 
     def _look_at(self, entry: Entry) -> None:
         age_s = self._age_s(entry.name)
@@ -149,9 +172,7 @@ class _Sweep:
         try:
             request = self._spool.read_request(job_id)
         except UploadRejectedError:
-            self._ring(
-                job_id, "ingest", {"upload": "unreadable"}
-            )  # the worker finds the same, and says so to its owner
+            self._ring(job_id, "ingest", _UNREADABLE)
             return
         if request is None:
             return
@@ -159,30 +180,24 @@ class _Sweep:
         if 0 < wait_s <= 2 * MAX_DELAY_S:  # more is a clock that was set back
             self._report.waiting += 1
             return
-        if request.task == "ingest" and self._is_uncommitted(job_id, request.request, age_s):
-            return
-        self._ring(job_id, request.task, request.request)
+        if not _can_be_sent(request):
+            self._ring(job_id, "ingest", _UNREADABLE)
+        elif request.task != "ingest" or not self._is_uncommitted(job_id, request.request["upload"], age_s):
+            self._ring(job_id, request.task, request.request)
 
-    def _is_uncommitted(self, job_id: str, request: dict[str, Any], age_s: float) -> bool:
+    def _is_uncommitted(self, job_id: str, upload: str, age_s: float) -> bool:
         """Whether the upload is still being written. One that was given up ends here, with its request."""
-        upload = request.get("upload")
-        if not isinstance(upload, str) or "/" in upload or "\0" in upload or len(upload) > 200:
-            return False
-        if self._spool.exists(upload) or self._spool.exists(taken_name(job_id)) or self._has_outcome(job_id):
+        if any(self._spool.exists(name) for name in (upload, taken_name(job_id), done_name(job_id))):
             return False
         part_age_s = self._age_s(part_name(upload))
-        if part_age_s is None:
-            return (
-                age_s < 2 * self._settings.visibility_timeout
-            )  # between request and upload; else the worker reports it
-        if part_age_s > _ABANDONED_AFTER_S and age_s > _ABANDONED_AFTER_S:
-            self._spool.remove(part_name(upload))
-            self._spool.remove(f".{job_id}.json")
+        if part_age_s is None:  # between request and upload; else the worker reports it
+            return age_s < 2 * self._settings.visibility_timeout
+        # Removing the part decides it: a client that wakes up now cannot commit any more, and is told.
+        abandoned = part_age_s > _ABANDONED_AFTER_S and age_s > _ABANDONED_AFTER_S
+        if abandoned and self._spool.remove(part_name(upload)):
+            self._spool.remove(request_name(job_id))
             self._report.abandoned += 1
         return True
-
-    def _has_outcome(self, job_id: str) -> bool:
-        return self._spool.exists(f".{job_id}.done")
 
     def _ring(self, job_id: str, task: str, kwargs: dict[str, Any]) -> None:
         self._send(f"{TASK_PREFIX}.{task}", kwargs, self._queue, job_id)
@@ -190,17 +205,25 @@ class _Sweep:
         self._report.rung += 1
 
 
-def _expire_rejected(store: ObjectStore, retention_s: float) -> int:
+def _can_be_sent(request: SpooledRequest) -> bool:
+    """Whether these arguments pass the check at the worker's door (:mod:`fsworker.judge`)."""
+    try:
+        REQUESTS[request.task].model_validate(request.request)
+    except ValidationError:
+        return False
+    return True
+
+
+def _expire_rejected(store: ObjectStore, now_s: float, retention_s: float, report: SweepReport) -> None:
     """Remove uploads that were refused so long ago. Nothing else under ``Error/`` ever expires."""
-    now_s = store.probe_clock()
-    expired = 0
-    for entry in _rejected(store):
-        status = os.stat(store.root / layout.ERROR / entry.stamp)
-        if now_s - status.st_ctime > retention_s:
-            errordir.remove(store, entry.stamp)
-            expired += 1
-    return expired
-
-
-def _rejected(store: ObjectStore) -> Iterator[errordir.ErrorEntry]:
-    return (entry for entry in errordir.entries(store) if entry.kind == errordir.REJECTED)
+    for stamp in errordir.stamps(store):
+        try:
+            # Age first: what is young need not be read, and applications decide how many there are.
+            if now_s - os.stat(store.root / layout.ERROR / stamp).st_ctime <= retention_s:
+                continue
+            if errordir.read_entry(store, stamp).kind == errordir.REJECTED:
+                errordir.remove(store, stamp)
+                report.expired += 1
+        except OSError as error:  # an upload can be a directory with things in it that only their owner may remove
+            report.failed += 1
+            log.warning("sweep: Error/%s cannot be removed: %s", stamp, error)

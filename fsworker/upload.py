@@ -155,6 +155,10 @@ def spool_errors(path: Path) -> Iterator[None]:
                 f"{path} is not writable for this process: its user must be in the group of that directory "
                 f"(usermod -aG <group> <user>, then start it again)"
             ) from error
+        if error.errno == errno.ENOENT:
+            raise ConfigError(
+                f"{path} is not what it was when this process opened it (removed, or made again?); start it again"
+            ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE):
             raise StoreUnavailableError(
                 f"the upload could not be written to {path}: {error.strerror}. Nothing was accepted; "

@@ -98,7 +98,7 @@ class Worker:
     ) -> Outcome:
         """Look at what was stored, make its thumbnails, and name everything."""
         put_s = time.monotonic()
-        fd = self._store.open_descriptor(stored.hash)
+        fd = self._open(stored.hash)
         try:
             kind = media.sniff(fd)
             progress("thumbnails", 0, max(1, len(request.thumbnails)))
@@ -124,16 +124,20 @@ class Worker:
         self._ensure_fresh(result.hashes if into is self._store else [stored.hash], put_s)
         return _outcome(job_id, "ingest", result)
 
+    def _open(self, name: Hash) -> int:
+        """Open what was there a moment ago. Raises :class:`StoreUnavailableError` when a collection was faster."""
+        try:
+            return self._store.open_descriptor(name)
+        except NotStoredError as error:
+            raise StoreUnavailableError(f"{error}: it went away while its job ran") from error
+
     # -- the other two ---------------------------------------------------------------------------------------------
 
     def _thumbnail(self, request: ThumbnailRequest, job_id: str) -> Outcome:
         put_s = time.monotonic()
         if not restore(self._store, request.hash):
             raise UploadNotFoundError(f"{request.hash} is not stored, so it has no thumbnails; upload the file first")
-        try:
-            fd = self._store.open_descriptor(request.hash)
-        except NotStoredError as error:
-            raise StoreUnavailableError(str(error)) from error
+        fd = self._open(request.hash)
         try:
             size_bytes = os.fstat(fd).st_size
             seen = self._pictures.look(fd, request.hash, request.thumbnails, request.max_pixels, self._store)

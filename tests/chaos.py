@@ -268,10 +268,10 @@ def break_things(
     """One fault after the other, each mended, until the time is over; a short run meets each kind once."""
 
     def kill(what: Callable[[str, int], bool]) -> None:
+        wait_until(lambda: any(what(line, parent) for _, line, parent in processes(stack.process.pid)), 20)
         victims = [pid for pid, line, parent in processes(stack.process.pid) if what(line, parent)]
-        if victims:
-            with suppress(ProcessLookupError):
-                os.kill(dice.choice(victims), signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(dice.choice(victims), signal.SIGKILL)
 
     mains = lambda: {pid for pid, line, _ in processes(stack.process.pid) if " worker --role" in line}  # noqa: E731
 

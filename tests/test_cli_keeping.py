@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from keeping import World, world
+from processes import ENVIRONMENT
 
 from fsworker.cli import cli
 from fsworker.kv import KV
 from fsworker.model import Hash
-from keeping import World, world
-from processes import ENVIRONMENT
 
 KEPT, GARBAGE = "kept by shop", "kept by nobody"
 
@@ -44,7 +44,9 @@ class Shell:
     def process(self, *arguments: str, stdin: str = "") -> str:
         command = [sys.executable, "-m", "fsworker", *arguments]
         environment = {**ENVIRONMENT, **self.environment}
-        return subprocess.run(command, env=environment, input=stdin, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return subprocess.run(
+            command, env=environment, input=stdin, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
 
     def json(self, *arguments: str, code: int = 0, stdin: str = "", **settings: str) -> Any:
         environment_output = self(*arguments, "--json", code=code, stdin=stdin, **settings)
@@ -166,7 +168,9 @@ def test_overrides(sh: Shell) -> None:
     sh.publish_all(sh.kept)
     assert sh.json("gc", code=1, FSWORKER_KEEP_SET_MAX_AGE="10ms")["refused"][0]["override"] == "keep_set_max_age"
     assert sh.json("gc", "--override", "keep-set-max-age", FSWORKER_KEEP_SET_MAX_AGE="10ms")["trashed"] == 1
-    assert sh.json("gc", "--override", "max_trash", "--override", "max_shrink")["trashed"] == 0, "an unneeded one is accepted"
+    assert sh.json("gc", "--override", "max_trash", "--override", "max_shrink")["trashed"] == 0, (
+        "an unneeded one is accepted"
+    )
     sh("gc", "--override", "hold", code=2)
 
 

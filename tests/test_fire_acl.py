@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import redis
 from celery import Celery
 from hostile_messages import plain_bytes
 from kombu import Exchange, Queue
+from PIL import Image
 from processes import eventually
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
@@ -139,6 +141,10 @@ def denied(guarded: Guarded) -> list[str]:
 
 def test_the_main_job_works_under_the_rules(guarded: Guarded, client: Client) -> None:
     guarded.admin.acl_log_reset()
+    picture = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(picture, "PNG")
+    small = client.ingest(picture.getvalue(), thumbnails={"small": "10x10"}).get(timeout=30)
+    assert client.thumbnail(small.hash, "10x10").get(timeout=30).thumbnails
     jobs = [client.ingest(b"one"), *client.ingest_many([b"two", b"three"])]
     hashes = [job.get(timeout=30).hash for job in jobs]
     assert client.claim(hashes).get(timeout=30)["present"] == hashes
@@ -269,6 +275,8 @@ COMMANDS: list[tuple[Any, ...]] = [
     ("EXPIRE", f"{KEEP}manifest", "1"),
     ("SORT", "fsworker:keep:shop:x", "GET", f"{KEEP}manifest"),
     # the workers' notes
+    ("SET", "fsworker:made:x", "x"),
+    ("GETRANGE", "fsworker:made:x", "0", "1"),
     ("HGETALL", "fsworker:ingest:unacked"),
     ("HSET", "fsworker:ingest:unacked", "a", "x"),
     ("ZADD", "fsworker:ingest:unacked_index", "1", "a"),

@@ -26,7 +26,7 @@ PICTURE = importlib.resources.files("fsworker").joinpath("demo_photos", "people.
 
 @pytest.fixture
 def files(stack: RunningStack) -> FSWorker:
-    return FSWorker(None, "shop", max_bytes=1_000_000, settings=stack.client().settings)
+    return FSWorker(None, "shop", max_bytes=100_000, settings=stack.client().settings)
 
 
 @pytest.fixture
@@ -94,10 +94,8 @@ def test_what_a_view_does_not_ingest_is_gone_after_the_request(app: Flask, stack
 
 def test_too_many_bytes_are_a_413_and_leave_nothing(app: Flask, stack: RunningStack) -> None:
     with app.test_client() as browser:
-        assert (
-            browser.post("/form", data={"photo": (io.BytesIO(bytes(1_000_001)), "x"), "keep": "1"}).status_code == 413
-        )
-        assert browser.put("/raw", data=bytes(1_000_001)).status_code == 413
+        assert browser.post("/form", data={"photo": (io.BytesIO(bytes(100_001)), "x"), "keep": "1"}).status_code == 413
+        assert browser.put("/raw", data=bytes(100_001)).status_code == 413
     assert eventually(lambda: spooled(stack) == [])
 
 

@@ -93,7 +93,9 @@ def test_a_new_keep_set_between_manifest_and_read_does_no_harm(w: World) -> None
 
 def test_an_old_redis_dump_comes_back(w: World) -> None:
     """Snapshot times of what was accepted are in the store: a Redis of yesterday is told."""
-    dump = {key: w.redis.dump(key) for app in ("shop", "blog") for key in (w.names.manifest_key(app), *w.part_keys(app))}
+    dump = {
+        key: w.redis.dump(key) for app in ("shop", "blog") for key in (w.names.manifest_key(app), *w.part_keys(app))
+    }
     w.clock.advance(3600)
     name = w.put("kept by the newer keep-set")[0]
     w.publish_all(shop=[*SHOP, name], blog=BLOG)

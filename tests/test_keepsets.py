@@ -17,7 +17,9 @@ from fsworker.keepsets import HASH_BYTES, PER_PART, SHARDS, BrokenKeepSetError, 
 Parts = dict[tuple[int, int], bytes]
 
 raw = st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES)
-few_shards = st.builds(lambda first, rest: bytes([first]) + rest, st.integers(0, 3), st.binary(min_size=19, max_size=19))
+few_shards = st.builds(
+    lambda first, rest: bytes([first]) + rest, st.integers(0, 3), st.binary(min_size=19, max_size=19)
+)
 
 
 def packed(hashes: Iterable[object]) -> tuple[Manifest, Parts]:
@@ -46,7 +48,9 @@ def read(manifest: Manifest, parts: Parts, shard: int) -> bytes:
 
 def many(count: int, shard: int | None = None) -> list[bytes]:
     source = random.Random(count)
-    return [(b"" if shard is None else bytes([shard])) + source.randbytes(20 if shard is None else 19) for _ in range(count)]
+    return [
+        (b"" if shard is None else bytes([shard])) + source.randbytes(20 if shard is None else 19) for _ in range(count)
+    ]
 
 
 @given(st.lists(raw | raw.map(bytes.hex)))
@@ -133,7 +137,9 @@ GOOD = "da39a3ee5e6b4b0d3255bfef95601890afd80709"
 @pytest.mark.parametrize("position", [0, 1, 4095, 4096, 9000])
 def test_the_first_malformed_hash_is_named(bad: object, position: int) -> None:
     hashes = [*many(position), bad, *many(10), "worse"]
-    texts: list[object] = [h.hex() if isinstance(h, bytes) and len(h) == 20 and isinstance(bad, str) else h for h in hashes]
+    texts: list[object] = [
+        h.hex() if isinstance(h, bytes) and len(h) == 20 and isinstance(bad, str) else h for h in hashes
+    ]
     with pytest.raises(KeepSetError, match=f"^hash number {position + 1:,} is .*Nothing was published"):
         list(Packer().pack(texts))
 

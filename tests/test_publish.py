@@ -38,7 +38,9 @@ def in_force(w: World, app: str = "shop") -> set[bytes]:
     assert found.problem is None
     if found.manifest is None:
         return set()
-    return set().union(*(reader.marked(found.manifest, shard, {n for n in NAMES if n[0] == shard}) for shard in range(256)))
+    return set().union(
+        *(reader.marked(found.manifest, shard, {n for n in NAMES if n[0] == shard}) for shard in range(256))
+    )
 
 
 def keys(w: World) -> list[bytes]:
@@ -135,7 +137,9 @@ def test_the_time_is_noted_before_the_first_row_is_read(w: World) -> None:
     assert w.keep("shop").publish(rows).snapshot_time < read_at[0]
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 0, -1, True, "now", 1e12, datetime(2020, 1, 1)], ids=repr)  # noqa: DTZ001
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), float("inf"), 0, -1, True, "now", 1e12, datetime(2020, 1, 1)], ids=repr
+)  # noqa: DTZ001
 def test_a_snapshot_time_that_cannot_be(w: World, wrong: Any) -> None:
     with pytest.raises(KeepSetError, match="snapshot_time"):
         w.keep("shop").publish(NAMES, snapshot_time=wrong)

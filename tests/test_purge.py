@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from keeping import DAY, HOUR, VirtualKV, World, world
+from virtual_time import virtual_clock
 
 from fsworker.basis import Basis
 from fsworker.errors import CollectionRefusedError
 from fsworker.model import EMPTY_HASH, Hash
 from fsworker.purge import Trashed, is_due, purge, purge_before
-from keeping import DAY, HOUR, VirtualKV, World, world
-from virtual_time import virtual_clock
 
 
 @pytest.fixture

@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import importlib.resources
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI, UploadFile
 from processes import eventually
 from quickstarts import assert_short, quick_start
@@ -20,8 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.testclient import TestClient
-from webservers import free_port, program
+from webservers import free_port, listens, program
 
 from fsworker.contrib.starlette import Files
 from fsworker.errors import JobTimeoutError, UploadRejectedError
@@ -36,8 +38,24 @@ def files(stack: RunningStack) -> Files:
     return Files("shop", max_bytes=1_000_000, settings=stack.client().settings)
 
 
+@contextmanager
+def serving(app: Any) -> Iterator[httpx.Client]:
+    """An application in a real server, and who asks it."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert eventually(lambda: listens(port))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture
-def browser(files: Files) -> Iterator[TestClient]:
+def browser(files: Files) -> Iterator[httpx.Client]:
     async def form(request: Request) -> Response:
         async with files.form(request) as given:
             photo = given["photo"]
@@ -59,7 +77,7 @@ def browser(files: Files) -> Iterator[TestClient]:
         Route("/file/{hash:path}", file),
         Route("/jobs/{job_id}", files.status),
     ]
-    with TestClient(Starlette(routes=routes)) as made:
+    with serving(Starlette(routes=routes)) as made:
         yield made
     files.client.close()
 
@@ -88,7 +106,7 @@ def test_the_quick_start_runs(stack: RunningStack, tmp_path: Path) -> None:
         assert len(shown.content) == result["thumbnails"]["small"]["size"]
 
 
-def test_a_form_goes_straight_to_the_spool(browser: TestClient, files: Files, stack: RunningStack) -> None:
+def test_a_form_goes_straight_to_the_spool(browser: httpx.Client, files: Files, stack: RunningStack) -> None:
     content = os.urandom(900_000)
     reply = browser.post("/form", data={"keep": "1"}, files={"photo": ("x.bin", content)}).json()
     assert (reply["name"], reply["size"]) == ("x.bin", len(content))
@@ -96,17 +114,17 @@ def test_a_form_goes_straight_to_the_spool(browser: TestClient, files: Files, st
     assert eventually(lambda: spooled(stack) == [])
 
 
-def test_an_empty_file_is_a_file(browser: TestClient, files: Files) -> None:
+def test_an_empty_file_is_a_file(browser: httpx.Client, files: Files) -> None:
     reply = browser.post("/form", data={"keep": "1"}, files={"photo": ("empty", b"")}).json()
     assert files.client.job(reply["job"]).get(timeout=30).size == 0
 
 
-def test_what_is_not_ingested_is_gone_after_the_request(browser: TestClient, stack: RunningStack) -> None:
+def test_what_is_not_ingested_is_gone_after_the_request(browser: httpx.Client, stack: RunningStack) -> None:
     assert browser.post("/form", files={"photo": ("x.txt", b"not wanted")}).json()["job"] is None
     assert spooled(stack) == []
 
 
-def test_too_many_bytes_are_a_413_and_leave_nothing(browser: TestClient, stack: RunningStack) -> None:
+def test_too_many_bytes_are_a_413_and_leave_nothing(browser: httpx.Client, stack: RunningStack) -> None:
     assert browser.post("/form", files={"photo": ("x", bytes(1_000_001))}).status_code == 413
     assert browser.put("/raw", content=bytes(1_000_001)).status_code == 413
     assert spooled(stack) == []
@@ -116,21 +134,21 @@ def test_too_many_bytes_are_a_413_and_leave_nothing(browser: TestClient, stack: 
     "body",
     [b"nonsense", b"--b\r\nContent-Disposition: form-data; name=photo; filename=x\r\n\r\ncut off", b"", b"--b\r\n\r\n"],
 )
-def test_a_broken_form_is_a_400_and_leaves_nothing(browser: TestClient, stack: RunningStack, body: bytes) -> None:
+def test_a_broken_form_is_a_400_and_leaves_nothing(browser: httpx.Client, stack: RunningStack, body: bytes) -> None:
     reply = browser.post("/form", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert reply.status_code == 400, reply.text
     assert browser.post("/form", json={}).status_code == 400
     assert spooled(stack) == []
 
 
-def test_a_raw_body_is_an_upload(browser: TestClient, files: Files) -> None:
+def test_a_raw_body_is_an_upload(browser: httpx.Client, files: Files) -> None:
     job_id = browser.put("/raw", content=b"by put").json()["job"]
     assert files.client.job(job_id).get(timeout=30).hash == hashlib.sha1(b"by put").hexdigest()
     assert browser.get(f"/jobs/{job_id}").json()["state"] == "done"
     assert browser.get("/jobs/blog.0b0ae5a4-6a3c-4f0b-9f43-0d7a2b1c9d10").status_code == 404
 
 
-def test_files_are_served(browser: TestClient, files: Files) -> None:
+def test_files_are_served(browser: httpx.Client, files: Files) -> None:
     name = files.client.ingest(b"0123456789").get(timeout=30).hash
     whole = browser.get(f"/file/{name}")
     assert (whole.status_code, whole.content) == (200, b"0123456789")
@@ -154,7 +172,7 @@ def test_an_upload_file_of_fastapi_can_be_ingested(files: Files) -> None:
         return {"hash": (await files.result(job)).hash}
 
     app.post("/")(upload)
-    with TestClient(app) as browser:
+    with serving(app) as browser:
         reply = browser.post("/", files={"photo": ("x", b"through FastAPI's own parameter")})
     assert reply.json()["hash"] == hashlib.sha1(b"through FastAPI's own parameter").hexdigest()
 

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from keeping import DAY, VirtualKV, World, world
+from processes import eventually
+from stacks import running_stack
+from virtual_time import virtual_clock
 
 from fsworker.celery import make_app
 from fsworker.client import Client
@@ -19,10 +23,6 @@ from fsworker.kv import KV
 from fsworker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
 from fsworker.tasks import MAINTENANCE_VALIDATORS
 from fsworker.upkeep import Upkeep, read_last
-from keeping import DAY, VirtualKV, World, world
-from processes import eventually
-from stacks import running_stack
-from virtual_time import virtual_clock
 
 Sent = list[tuple[str, dict[str, Any]]]
 
@@ -166,7 +166,7 @@ def test_a_running_stack_collects_and_purges(tmp_path: Path) -> None:
 
         def publish() -> bool:
             shop.keep.publish(lambda: [kept])
-            blog.keep.publish(lambda: [], allow_empty=True)
+            blog.keep.publish(list, allow_empty=True)
             return True
 
         assert eventually(lambda: publish() and garbage not in store, 30)

@@ -23,12 +23,13 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fsworker.contrib.starlette import Files
-from fsworker.errors import FSWorkerError, JobTimeoutError
+from fsworker.errors import FSWorkerError, JobTimeoutError, UploadError
 from fsworker.model import IngestResult
 from fsworker.serving import clean_filename
 
 HERE = Path(__file__).parent
 THUMBNAILS = {"small": "320x320"}
+NO_PHOTOGRAPH = "This is not a photograph that can be shown."
 LOOK_EVERY_S = 0.3
 PUBLISH_EVERY_S = 60.0
 
@@ -77,7 +78,7 @@ def finish(photo_id: int, result: IngestResult) -> None:
     """Note what became of an upload: a photograph, no photograph, or one that is here already."""
     small = result.thumbnails.get("small")
     if small is None:
-        run("UPDATE photo SET state = 'failed', message = ? WHERE id = ?", "This is not a photograph.", photo_id)
+        run("UPDATE photo SET state = 'failed', message = ? WHERE id = ?", NO_PHOTOGRAPH, photo_id)
         return
     with closing(connect()) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -113,8 +114,12 @@ async def look_after_jobs() -> None:
             except JobTimeoutError:
                 continue
             except FSWorkerError as error:
+                log.info(
+                    "photograph %s, %s: %s", row["id"], row["job"], error
+                )  # names places that visitors need not know
+                message = NO_PHOTOGRAPH if isinstance(error, UploadError) else "It could not be stored."
                 failed = "UPDATE photo SET state = 'failed', message = ? WHERE id = ?"
-                await run_in_threadpool(run, failed, str(error), row["id"])
+                await run_in_threadpool(run, failed, message, row["id"])
         await asyncio.sleep(LOOK_EVERY_S)
 
 
@@ -149,7 +154,7 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
 
 async def page(_: Request) -> Response:
     """The page; its own security policy lets it load nothing from elsewhere."""
-    policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
+    policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
     return FileResponse(HERE / "index.html", headers={"Content-Security-Policy": policy})
 
 

@@ -97,7 +97,7 @@ class FSWorker:
         ``FSWORKER_SERVE_WITH`` says so; without it this process does, ranges included.
         """
         answer = self._answers().answer(request.method, request.headers.get, hash, **how)
-        response = Response(cast(Any, answer.body or b""), status=answer.status, headers=answer.headers)
+        response = Response(cast(Any, answer.body), status=answer.status, headers=answer.headers)
         if answer.body is not None:
             response.call_on_close(answer.body.close)
         return response
