@@ -72,6 +72,10 @@ class Batch:
         """:meth:`ObjectStore.put_descriptor`, durable at the end of the batch."""
         return self._put(lambda: self._store.stage_descriptor(fd, max_bytes, progress))
 
+    def put_source(self, fd: int) -> Stored:
+        """Store what is read from a descriptor of the caller's own, whose read errors are raised as they are."""
+        return self._put(lambda: self._store.stage_source(fd))
+
     def put_path(self, path: str | os.PathLike[str]) -> Stored:
         """:meth:`ObjectStore.put_path`, durable at the end of the batch."""
 

@@ -25,6 +25,7 @@ _CONFIG_VARIABLE = "FSWORKER_CONFIG"
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*\Z")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PASSWORD_OPTION = re.compile(r"((?:^|[&;])password=)[^&;]*", re.IGNORECASE)
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?\s*\Z")
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -45,7 +46,7 @@ def parse_size(text: object) -> int:
     """Bytes from ``50MB`` (10⁶), ``50MiB`` (2²⁰), ``1.5GB`` or a plain count. Raises ``ValueError`` naming the form."""
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
-    if isinstance(text, str) and (match := _SIZE.match(text)):
+    if isinstance(text, str) and len(text) < 40 and (match := _SIZE.match(text)):
         return int(float(match[1]) * _BYTES[(match[2] or "").replace("K", "k")])
     raise ValueError(f"{text!r} is not a size: write bytes, or a number and a unit, as in 500kB, 50MB, 2GiB")
 
@@ -77,7 +78,7 @@ def _parse_off(text: object) -> object:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=10 * 365 * 86400.0)]
-Interval = Annotated[float | None, BeforeValidator(_parse_off)]
+Interval = Annotated[Annotated[float, Field(ge=1, le=10 * 365 * 86400.0)] | None, BeforeValidator(_parse_off)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[int, BeforeValidator(_parse_number)]
 Fraction = Annotated[float, BeforeValidator(_parse_number), Field(ge=0, le=1)]
@@ -161,14 +162,18 @@ class Settings(BaseModel):
 
 
 def redact_url(url: str | None) -> str | None:
-    """Hide the password of a URL."""
+    """Hide the password of a URL, before its host or among its options; of what is no URL, everything."""
     if url is None:
         return None
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    parts = parts._replace(query=_PASSWORD_OPTION.sub(r"\1***", parts.query))
+    if parts.password is not None:
+        host = parts.netloc.rpartition("@")[2]
+        parts = parts._replace(netloc=f"{parts.username or ''}:***@{host}")
+    return urlunsplit(parts) if parts.password is not None or "***" in parts.query else url
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

@@ -1,4 +1,20 @@
-"""Making a store, and registering applications in it."""
+"""Making a store, and registering applications in it.
+
+Two set-ups. **The worker writes** (``writers="worker"``): a user of its own owns the store, its group reads (nginx, and
+applications that read files themselves), each application writes to its own spool directory only::
+
+    groupadd files; useradd --system --gid files fsworker         # the worker, and the store's group
+    usermod -aG files www-data                                    # nginx reads Data
+    groupadd shop; usermod -aG shop shopuser; usermod -aG shop fsworker
+    install -d -o fsworker -g files /srv/files
+    runuser -u fsworker -- fsworker init /srv/files --app shop:shop
+
+**A group writes** (``writers="group"``), as in the original FileStruct, by mutual trust and without isolation: every
+member of the store's group writes to it, whatever its umask::
+
+    groupadd files; usermod -aG files shopuser; usermod -aG files bloguser
+    install -d -g files -m 2775 /srv/files
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,10 @@ def celery_url(url: str) -> str:
 
 
 def _split(url: str) -> Any:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"FSWORKER_REDIS_URL is not a URL: {error}") from None
     if parts.scheme not in ("redis", "rediss", "unix", "redis+socket"):
         raise ConfigError(
             f"FSWORKER_REDIS_URL {redact_url(url)!r} is not a Redis URL: write redis://host:6379/0, rediss://… for TLS, or "

@@ -22,6 +22,7 @@ _SVG = re.compile(rb"<svg[\s>]", re.IGNORECASE)
 _HTML = re.compile(
     rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script|iframe|title|h1|table)\b", re.IGNORECASE | re.DOTALL
 )
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _CANONICAL = {
     "application/x-gzip": "application/gzip",
     "image/x-ms-bmp": "image/bmp",
@@ -51,6 +52,8 @@ def sniff_bytes(head: bytes) -> str:
         return UNKNOWN
     if head.startswith(b"PK\x03\x04"):
         return next((kind for mark, kind in _ZIPPED if mark in head), "application/zip")
+    if _is_bmp(head):
+        return "image/bmp"
     text = _is_text(head)
     if text and _HTML.match(head):
         return "text/html"
@@ -79,6 +82,11 @@ def _guess(head: bytes, min_confidence: float) -> str | None:
             kind = str(candidate.mime_type).lower()
             return _CANONICAL.get(kind, kind)
     return None
+
+
+def _is_bmp(head: bytes) -> bool:
+    """Its signature is two bytes, too few to believe; then come zeroes, and one of few sizes of the next header."""
+    return head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
 
 
 def _is_text(head: bytes) -> bool:

@@ -23,10 +23,16 @@ REDIS_DIRECTORY = "redis"
 
 
 def state_directory(settings: Settings, store_id: str) -> Path:
-    """Where the state of a store's workers is: ``FSWORKER_STATE_DIR``, else under ``$XDG_STATE_HOME``. Not made here."""
+    """Where the state of a store's workers is: ``FSWORKER_STATE_DIR``, else under ``$XDG_STATE_HOME``. Not made here.
+
+    Raises :class:`ConfigError` where there is no home directory.
+    """
     if settings.state_dir is not None:
         return settings.state_dir
-    home = os.environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+    try:
+        home = os.environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+    except RuntimeError:  # a user without an entry in the password file, and without $HOME
+        raise ConfigError("this user has no home directory to keep state in; set FSWORKER_STATE_DIR") from None
     return Path(home) / "fsworker" / (store_id or "no-id")
 
 

@@ -54,9 +54,12 @@ class Stack:
 
     def sweep_at_once(self) -> None:
         """Ring for everything that waits in the spool: whatever was in flight before, nobody is at it now."""
-        send = Sender(make_producer(self.redis_url), self.redis_url)
-        with contextlib.suppress(RedisUnavailableError):  # the maintenance worker sweeps when Redis is back
-            sweep(self.store, KV(self.redis_url), send, self.settings, at_once=True)
+        with (
+            contextlib.suppress(RedisUnavailableError),  # the maintenance worker sweeps when Redis is back
+            contextlib.closing(Sender(make_producer(self.redis_url), self.redis_url)) as send,
+            contextlib.closing(KV(self.redis_url)) as kv,
+        ):
+            sweep(self.store, kv, send, self.settings, at_once=True)
 
 
 @contextlib.contextmanager
@@ -76,7 +79,8 @@ def stack(settings: Settings, *, log_dir: Path | None = None) -> Iterator[Stack]
         children: list[Child] = []
         if settings.redis_url:
             url = settings.redis_url
-            KV(url).ping()  # an embedded one is never started in its place
+            with contextlib.closing(KV(url)) as kv:
+                kv.ping()  # an embedded one is never started in its place
         else:
             server = held.enter_context(EmbeddedServer(state_dir / REDIS_DIRECTORY))
             url = server.url

@@ -54,7 +54,7 @@ class Watchdog(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """Watch from now on."""
         self._disarm = threading.Event()
-        self._timer = consumer.timer.call_repeatedly(1.0, self._prove)
+        self._timer = consumer.timer.call_repeatedly(1.0, self._prove, (consumer,))
         threading.Thread(target=self._watch, args=(self._disarm,), name="watchdog", daemon=True).start()
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
@@ -66,8 +66,9 @@ class Watchdog(bootsteps.StartStopStep):
 
     terminate = stop
 
-    def _prove(self) -> None:
-        if active_requests or seconds_since_turn() < self.silence_s:
+    def _prove(self, consumer: Any) -> None:
+        nothing_to_hear = not consumer.task_consumer.queues
+        if active_requests or nothing_to_hear or seconds_since_turn() < self.silence_s:
             self._proofs += 1
 
     def _watch(self, disarm: threading.Event) -> None:

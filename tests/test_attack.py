@@ -6,21 +6,26 @@ import io
 import json
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_service import World, sha1
+from stacks import RunningStack
+from test_service import World
+from users import OTHER_GROUP, READER, STRANGER, as_user, needs_root, open_path
 
 from fsworker import errordir
-from fsworker.errors import ConfigError, StoreUnavailableError, UploadRejectedError
+from fsworker.config import redact_url
+from fsworker.errors import StoreUnavailableError, UploadRejectedError
 from fsworker.job import Job
 from fsworker.judge import QueueRules, judge
-from fsworker.kv import KV, RESULT_PREFIX
+from fsworker.kv import KV
 from fsworker.model import Outcome
 from fsworker.objects import ObjectStore
 from fsworker.rejected import retry
-from fsworker.spool import SpoolDirectory, part_name
+from fsworker.spool import SpoolDirectory
+from fsworker.store import Store
 from fsworker.tasks import INGEST_VALIDATORS
 
 
@@ -421,4 +426,79 @@ def test_every_picture_is_one_of_image(name: str, world: World) -> None:
     assert outcome.result["width"] == 64
 
 
-_ = (ConfigError, RESULT_PREFIX, part_name)
+
+# The command line
+
+
+def run_cli(*arguments: str | bytes, **environment: str) -> Any:
+    import subprocess
+    import sys
+
+    return subprocess.run(
+        [sys.executable, "-m", "fsworker", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"FSWORKER_REDIS_URL": "redis://[::1"}, "is not a URL"),
+        ({"FSWORKER_REDIS_URL": "http://x"}, "is not a Redis URL"),
+        ({"FSWORKER_MAX_BYTES": "9" * 400}, "FSWORKER_MAX_BYTES"),
+        ({"FSWORKER_SWEEP_EVERY": "0s"}, "FSWORKER_SWEEP_EVERY"),
+        ({"FSWORKER_RESULT_RETENTION": "1e9d"}, "not a duration"),
+    ],
+)
+def test_senseless_settings_are_told_in_one_line(
+    environment: dict[str, str], said: str, world: World
+) -> None:
+    done = run_cli("stats", "--store", str(world.root), **environment)
+    assert done.returncode == 2
+    assert said.encode() in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_password_never_shows() -> None:
+    for url in ("redis://u:hush@h/0", "redis://h/0?db=1&password=hush", "redis://[hush", "redis+socket://:hush@/s"):
+        assert "hush" not in str(redact_url(url))
+    assert redact_url("redis+socket:///a/b?virtual_host=0") == "redis+socket:///a/b?virtual_host=0"
+
+
+@needs_root
+def test_who_may_not_do_it_is_told_so(open_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from fsworker.cli import cli
+
+    Store.create(open_path / "store", apps=["shop"]).close()
+
+    def run(*arguments: str) -> tuple[int, str, bool]:
+        done = CliRunner().invoke(cli, [*arguments, "--store", str(open_path / "store")])
+        return done.exit_code, done.output, done.exception is None or isinstance(done.exception, SystemExit)
+
+    commands = (("error", "list"), ("app", "add", "cellar"), ("error", "discard", "--yes", "x"), ("app", "list"))
+    for user, group, allowed in ((STRANGER, OTHER_GROUP, ()), (READER, 0, (("app", "list"),))):
+        for arguments in commands:
+            code, output, clean = as_user(user, group, partial(run, *arguments))
+            assert clean, output
+            assert code == (0 if arguments in allowed else 2), output
+            assert "not readable" not in output  # in click's words, of a directory that need not be
+
+
+def test_file_names_are_printed_whatever_they_are(stack: RunningStack, tmp_path: Path) -> None:
+    names = [b"a[red]b.txt", b"\xff\xfe.txt", b"esc\x1b[2J.txt"]
+    for name in names:
+        (Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))).write_bytes(name)
+    paths = [os.path.join(os.fsencode(tmp_path), name) for name in names]
+    where = {"FSWORKER_REDIS_URL": stack.redis_url, "FSWORKER_STORE": str(stack.store_path)}
+    done = run_cli("ingest", "--app", "shop", *paths, paths[0], **where)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"a[red]b.txt" in done.stdout
+    assert b"\x1b" not in done.stdout
+    done = run_cli("ingest", "--app", "shop", "--json", *paths, **where)
+    assert done.returncode == 0
+    assert [os.fsencode(item["file"]) for item in json.loads(done.stdout)["results"]] == paths

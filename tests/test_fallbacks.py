@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import assert_verifies, kept, sha1, spoil
 
 from fsworker import durable, tempdirs
 from fsworker.batch import Batch
@@ -19,7 +20,6 @@ from fsworker.errors import ConfigError
 from fsworker.objects import ObjectStore
 from fsworker.probe import check_filesystem
 from fsworker.tempdirs import BaseTempDir
-from stores import assert_verifies, kept, sha1, spoil
 
 
 def refuse(code: int) -> Callable[..., Any]:

@@ -12,8 +12,10 @@ from fsworker.cli.acl import acl
 from fsworker.cli.apps import app_group, init
 from fsworker.cli.demo import demo
 from fsworker.cli.errors import error_group
+from fsworker.cli.export import export
 from fsworker.cli.gc import gc
 from fsworker.cli.hold import hold
+from fsworker.cli.import_ import import_command
 from fsworker.cli.ingest import ingest
 from fsworker.cli.keep import keep_group, process_start_s
 from fsworker.cli.run import beat, up, worker
@@ -41,7 +43,7 @@ def cli() -> None:
 
 for _command in (
     *(init, app_group, up, demo, worker, beat, ingest, keep_group, gc, trash_group, error_group),
-    *(verify, why, hold, stats, acl),
+    *(verify, why, hold, stats, acl, import_command, export),
 ):
     cli.add_command(_command)
 

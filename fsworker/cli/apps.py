@@ -46,7 +46,7 @@ class Duration(click.ParamType[float]):
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--app", "apps", multiple=True, required=True, metavar="NAME[:GROUP]",
     help="An application of the store, and the group of its spool directory. Repeat for more.",
@@ -189,9 +189,9 @@ def _report(path: Path, as_json: bool) -> None:
             )
             return
         out = stdout()
-        out.print(f"Store    {handle.root}  (grace {format_duration(handle.config.grace_s)})", soft_wrap=True)
-        out.print(f"Owner    {user_name(handle.owner_uid)}:{group_name(handle.gid)}")
+        out.print(f"Store    {handle.root}  (grace {format_duration(handle.config.grace_s)})", soft_wrap=True, markup=False)
+        out.print(f"Owner    {user_name(handle.owner_uid)}:{group_name(handle.gid)}", markup=False)
         for app, spool in spools.items():
             gid = os.stat(spool).st_gid
-            out.print(f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True)
-        out.print(f"Next     {program()} up {handle.root}", soft_wrap=True)
+            out.print(f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True, markup=False)
+        out.print(f"Next     {program()} up {handle.root}", soft_wrap=True, markup=False)

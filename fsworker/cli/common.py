@@ -14,9 +14,11 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError
+from fsworker.handle import user_name
 from fsworker.objects import ObjectStore
 
 P = ParamSpec("P")
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 store_option = click.option(
-    "--store", type=click.Path(path_type=Path), help="The store's directory (default: FSWORKER_STORE)."
+    "--store", type=click.Path(path_type=Path, readable=False), help="The store's directory (default: FSWORKER_STORE)."
 )
 
 stderr = Console(stderr=True, highlight=False)
@@ -42,7 +44,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def reporting(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn fsworker's errors into one clear line and an exit code: 2 for configuration, 1 for everything else."""
+    """Turn errors into one clear line and an exit code: 2 for configuration and permissions, 1 for everything else."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -56,6 +58,10 @@ def reporting(command: Callable[P, T]) -> Callable[P, T]:
             # Whoever read our output has seen enough; nothing is wrong, and nothing more can be said.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except PermissionError as error:
+            fail(f"{error}: {user_name(os.geteuid())} may not do that; run this as the store's user", 2)
+        except OSError as error:
+            fail(str(error), 1)
 
     return wrapper
 
@@ -73,8 +79,14 @@ def open_store(settings: Settings) -> ObjectStore:
 
 
 def print_json(tree: object) -> None:
-    """One JSON document on standard output."""
-    click.echo(json.dumps(tree, indent=2, ensure_ascii=False))
+    """One JSON document on standard output. A file name that is no UTF-8 becomes what JSON has for it: ``\\udcff``."""
+    click.echo(json.dumps(tree, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))
+
+
+def plain(text: str) -> str:
+    """``text`` for a table: no markup, nothing that moves the cursor, nothing that cannot be written."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return escape(shown)
 
 
 def warn_root() -> None:

@@ -141,16 +141,16 @@ def _report(root: Path, store: Store, finished: list[Finished], problems: list[s
         return
     out = stdout()
     out.print("\n[green]All checked:[/green] each stored file hashes to its name, each thumbnail opens and is upright.")
-    out.print(f"\nThe store     {store.root}", soft_wrap=True)
+    out.print(f"\nThe store     {store.root}", soft_wrap=True, markup=False)
     first = finished[0].result
     if first is not None:
-        out.print(f"A thumbnail   {store.path(first.thumbnails['hero'].hash)}", soft_wrap=True)
-    out.print("Try next      " + f"{program()} up {store.root}   (in one terminal)", soft_wrap=True)
+        out.print(f"A thumbnail   {store.path(first.thumbnails['hero'].hash)}", soft_wrap=True, markup=False)
+    out.print("Try next      " + f"{program()} up {store.root}   (in one terminal)", soft_wrap=True, markup=False)
     out.print(
         f"              {program()} ingest --store {store.root} --app {_APP} --thumbnail small=200x200 YOUR.jpg",
-        soft_wrap=True,
+        soft_wrap=True, markup=False,
     )
-    out.print(f"Tidy up       rm -r {root}", soft_wrap=True)
+    out.print(f"Tidy up       rm -r {root}", soft_wrap=True, markup=False)
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,16 @@ import click
 from rich.table import Table
 
 from fsworker import errordir
-from fsworker.cli.common import json_option, open_store, print_json, reporting, settings_for, stdout, store_option
+from fsworker.cli.common import (
+    json_option,
+    open_store,
+    plain,
+    print_json,
+    reporting,
+    settings_for,
+    stdout,
+    store_option,
+)
 from fsworker.errordir import ErrorEntry
 from fsworker.layout import stamp_time
 from fsworker.rejected import discard, retry
@@ -37,9 +46,8 @@ def error_list(store: Path | None, as_json: bool) -> None:
         table.add_column(column, overflow="fold", no_wrap=column == "Stamp")
     for entry in entries:
         reason = entry.reason
-        table.add_row(
-            entry.stamp, entry.kind, str(reason.get("app", "–")), str(reason.get("message", ", ".join(entry.files)))
-        )
+        said = str(reason.get("message", ", ".join(entry.files)))
+        table.add_row(entry.stamp, *map(plain, (entry.kind, str(reason.get("app", "–")), said)))
     out = stdout()
     out.print(table if entries else "Error/ is empty.")
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from fsworker.cli.common import (
     format_size,
     json_option,
+    plain,
     print_json,
     reporting,
     settings_for,
@@ -24,7 +25,7 @@ from fsworker.cli.common import (
 )
 from fsworker.client import Client
 from fsworker.config import parse_duration
-from fsworker.errors import FSWorkerError, JobTimeoutError
+from fsworker.errors import FSWorkerError, ImageError, JobTimeoutError
 from fsworker.job import Job
 from fsworker.model import IngestResult
 from fsworker.specification import Thumbnail
@@ -62,13 +63,16 @@ class Finished:
 
 
 def parse_thumbnails(values: tuple[str, ...]) -> dict[str, Thumbnail]:
-    """``NAME=SPEC`` options as specifications. Raises :class:`ImageError`, ``click.BadParameter``."""
+    """``NAME=SPEC`` options as specifications. Raises ``click.BadParameter``."""
     thumbnails = {}
     for value in values:
         name, separator, specification = value.partition("=")
         if not separator or not name:
             raise click.BadParameter(f"{value!r}: write NAME=SPEC, as in small=100x100", param_hint="--thumbnail")
-        thumbnails[name] = Thumbnail.parse(specification)
+        try:
+            thumbnails[name] = Thumbnail.parse(specification)
+        except ImageError as error:
+            raise click.BadParameter(str(error), param_hint="--thumbnail") from error
     return thumbnails
 
 
@@ -95,6 +99,7 @@ def ingest(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--timeout") from error
     wanted = parse_thumbnails(thumbnails)
+    files = tuple(dict.fromkeys(files))  # named twice, it is ingested once
     with Client(app, settings=settings_for(store)) as client:
         client.check_redis()
         started_s = time.monotonic()
@@ -159,7 +164,7 @@ def print_table(finished: list[Finished]) -> None:
 
 def row(item: Finished) -> list[str]:
     """One line of the table."""
-    name, took = Path(item.file).name, f"{item.took_s:.1f} s"
+    name, took = plain(Path(item.file).name), f"{item.took_s:.1f} s"
     if item.result is None:
         return [name, "–", "", "", f"[red]{item.state}[/red]", took]
     result = item.result

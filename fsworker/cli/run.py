@@ -22,7 +22,7 @@ from fsworker.up import Stack, stack
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.argument("store", type=click.Path(path_type=Path, readable=False), required=False)
 @click.option("--concurrency", type=int, help="Processes of the ingest worker (default: one a core).")
 @json_option
 @reporting

@@ -66,9 +66,9 @@ def stats(store: Path | None, as_json: bool) -> None:
         print_json(tree)
         return
     out = stdout()
-    out.print(f"Store    {tree['store']}", soft_wrap=True)
+    out.print(f"Store    {tree['store']}", soft_wrap=True, markup=False)
     out.print(f"Files    {files:,} ({format_size(size_bytes)})")
-    out.print(f"Redis    {tree['redis_url']}", soft_wrap=True)
+    out.print(f"Redis    {tree['redis_url']}", soft_wrap=True, markup=False)
     for app, spooled in tree["spool"].items():
         out.print(f"Spool    {app}: {spooled['requests']} jobs wait, {spooled['done']} outcomes kept")
     for queue, length in tree["queues"].items():

@@ -118,17 +118,31 @@ class Judge:
         """``Data/da/39/``: its hashes, in order."""
         return self._list(f"{layout.DATA}/{pair}/{second}", pair + second)
 
+    def judge_second(self, pair: str, second: str) -> Tally:
+        """Look at everything in ``Data/da/39/``."""
+        directory = f"{layout.DATA}/{pair}/{second}"
+        tally = Tally()
+        try:
+            fd = os.open(directory, _OPEN_DIRECTORY, dir_fd=self.root_fd)
+        except OSError as error:
+            tally.suspicions += _unlisted(directory, error)
+            return tally
+        try:
+            names, tally.suspicions = self._look_into(fd, directory, pair + second)
+            for name in names:
+                self._judge_into(tally, fd, directory, name)
+        except OSError as error:
+            tally.suspicions += _unlisted(directory, error)
+        finally:
+            os.close(fd)
+        return tally
+
     def _list(self, path: str, prefix: str) -> Listing:
         try:
             with opened_directory(self.root_fd, path) as fd:
-                names, suspicions = self._look_into(fd, path, prefix)
-        except (FileNotFoundError, NotADirectoryError):
-            return Listing((), ())
+                return Listing(*self._look_into(fd, path, prefix))
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EIO):
-                raise
-            return Listing((), [Suspicion(path, "unreadable-directory", detail=error.strerror or "")])
-        return Listing(names, suspicions)
+            return Listing((), _unlisted(path, error))
 
     def _look_into(self, fd: int, path: str, prefix: str) -> tuple[list[str], list[Suspicion]]:
         problems = self.expected.directory_problems(os.fstat(fd))
@@ -141,7 +155,8 @@ class Judge:
                     names.append(entry.name)
                 else:
                     suspicions.append(Suspicion(f"{path}/{entry.name}", kind))
-        return sorted(names), suspicions
+        names.sort()
+        return names, suspicions
 
     def judge_names(self, pair: str, second: str, names: Sequence[str]) -> Tally:
         """Judge files of one directory."""
@@ -225,6 +240,15 @@ class Judge:
             problems = [("unreadable", error.strerror or "")]
         tally.suspicions += [Suspicion(path, kind, detail=detail) for kind, detail in problems]
         tally.files += 1
+
+
+def _unlisted(path: str, error: OSError) -> list[Suspicion]:
+    """What it means that a directory could not be listed; raises what is not the directory's fault."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return []  # gone; or a symbolic link, which the directory above has told
+    if error.errno in (errno.EACCES, errno.EIO, errno.EUCLEAN, errno.EBADMSG):
+        return [Suspicion(path, "unreadable-directory", detail=error.strerror or "")]
+    raise error
 
 
 def _kind_of_entry(entry: os.DirEntry[str], prefix: str) -> str | None:

@@ -1,6 +1,6 @@
 """The first look at many directories, by several threads in several processes. Only looks: suspicions come back.
 
-Threads hide the disk's waiting for small files; processes use all cores, because hashing small files is Python's work.
+Threads hide the disk's waiting for small files, and are in each other's way when there is none; processes use all cores, because hashing small files is Python's work.
 Processes are forked, once, before anything else starts a thread; each is given one first-level directory after the
 other, answers with tallies, and dies with its parent.
 """
@@ -25,7 +25,10 @@ from fsworker.verification.judging import Judge, Tally
 _THREADS = 4
 _AHEAD = 2
 """Directories that a process has been given beyond its need, so that it never waits for the parent."""
-_NAMES_AT_ONCE = 1024
+_BEGIN = 16
+"""So many of a directory's directories are looked at by one thread, which sees whether the disk is waited for."""
+_WAITS = 0.25
+"""From this share of small files that were not in the page cache on, threads are worth their price."""
 _PR_SET_PDEATHSIG = 1
 
 Report = Callable[[str, Tally], None]
@@ -36,29 +39,23 @@ def scan_pair(judge: Judge, pair: str, threads: int = _THREADS) -> Iterator[Tall
     """Look at everything in one first-level directory."""
     listing = judge.seconds(pair)
     yield Tally(suspicions=list(listing.suspicions))
-    share = [listing.names[number::threads] for number in range(min(threads, len(listing.names)))]
-    if len(share) <= 1:
-        for names in share:
-            yield from _scan_seconds(judge, pair, names)
+    names = list(listing.names)
+    begin, names = names[:_BEGIN], names[_BEGIN:]
+    waited_before = judge.reader.waited
+    tally = _scan_seconds(judge, pair, begin)
+    yield tally
+    if threads == 1 or judge.reader.waited - waited_before < _WAITS * tally.files or not names:
+        yield _scan_seconds(judge, pair, names)
         return
-    with ThreadPoolExecutor(len(share)) as pool:
-        yield from pool.map(lambda names: _sum(_scan_seconds(judge, pair, names)), share)
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda number: _scan_seconds(judge, pair, names[number::threads]), range(threads))
 
 
-def _scan_seconds(judge: Judge, pair: str, seconds: Sequence[str]) -> Iterator[Tally]:
+def _scan_seconds(judge: Judge, pair: str, seconds: Sequence[str]) -> Tally:
+    tally = Tally()
     for second in seconds:
-        listing = judge.names(pair, second)
-        tally = Tally(suspicions=list(listing.suspicions))
-        for start in range(0, len(listing.names), _NAMES_AT_ONCE):
-            tally.add(judge.judge_names(pair, second, listing.names[start : start + _NAMES_AT_ONCE]))
-        yield tally
-
-
-def _sum(tallies: Iterator[Tally]) -> Tally:
-    total = Tally()
-    for tally in tallies:
-        total.add(tally)
-    return total
+        tally.add(judge.judge_second(pair, second))
+    return tally
 
 
 class Scanners:
