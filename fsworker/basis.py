@@ -27,7 +27,7 @@ OVERRIDES = ("max_trash", "max_shrink", "keep_set_max_age", "max_clock_skew")
 FROM_COUNT = 1000
 """``max_shrink`` and ``max_trash`` apply from so many hashes, or files, on."""
 _EXACT_S = 0.05
-"""A measurement of two clocks that took no longer than this (ctimes go by ticks of 4 or 10 ms) is exact enough."""
+"""A measurement of two clocks that is no wider than this is exact enough."""
 WARN_AT = 0.75
 """The share of ``keep_set_max_age`` from which a keep-set is warned of."""
 DEBOUNCE = 1 / 8

@@ -42,6 +42,9 @@ from fsworker.watchdog import Watchdog
 
 T = TypeVar("T")
 
+_NOBODY = ""
+"""No application's name: where there is none yet, its queue stands in, because Celery has no worker without a queue."""
+
 
 class PerProcess(Generic[T]):
     """A value made on first use, anew in each process: connections and locks do not survive a fork."""
@@ -81,7 +84,7 @@ def make_app(settings: Settings) -> Celery:
     send = Sender(app, url)
     rules: Callable[[str], QueueRules | None]
     if settings.role == "ingest":
-        app.conf.task_queues = [queue_named(names.ingest_queue(name)) for name in store.config.app_names]
+        app.conf.task_queues = [queue_named(names.ingest_queue(name)) for name in store.config.app_names or [_NOBODY]]
         rules = _ingest_rules(store, names)
         service = PerProcess(lambda: Service(open_store(settings), KV(url), send, settings))
         register_ingest_tasks(app, service)
@@ -166,6 +169,8 @@ def _ingest_rules(store: ObjectStore, names: Names) -> Callable[[str], QueueRule
 
     def rules(queue: str) -> QueueRules | None:
         app = names.app_of_ingest_queue(queue)
+        if app == _NOBODY:
+            return QueueRules(queue, {}, None)
         if app is None or app not in (store.config.apps or {}):
             return None
         if queue not in known:

@@ -283,11 +283,15 @@ def rename_new(source: str, target: str, directory_fd: int) -> None:
         raise OSError(code, os.strerror(code), target)
 
 
-def replace_small_file(name: str, data: bytes, directory_fd: int, mode: int = 0o640, *, sync: bool = True) -> None:
+def replace_small_file(
+    name: str, data: bytes, directory_fd: int, mode: int = 0o640, *, sync: bool = True, sync_content: bool | None = None
+) -> None:
     """Atomically make ``name`` in ``directory_fd`` hold ``data``; readers see what was there, or the new.
 
-    With ``sync`` the content and then the name are on disk on return. A crash may leave a file ``.<random>.new``, which
-    the sweep removes. A symbolic link of that name is not followed: ``rename`` replaces the link itself.
+    With ``sync`` the content and then the name are on disk on return. With ``sync_content`` alone the content is on disk
+    before it gets the name: after a power cut there is the old, or the new. With neither there may be an empty file, on
+    XFS at least, so that is for names that are new. A crash may leave a file ``.<random>.new``, which the sweep removes.
+    A symbolic link of that name is not followed: ``rename`` replaces the link itself.
     """
     temporary = f".{secrets.token_hex(16)}.new"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -296,7 +300,7 @@ def replace_small_file(name: str, data: bytes, directory_fd: int, mode: int = 0o
         try:
             write_all(fd, data)
             os.fchmod(fd, mode)  # not open's mode: the umask never matters
-            if sync:
+            if sync if sync_content is None else sync_content:
                 os.fsync(fd)
         finally:
             os.close(fd)

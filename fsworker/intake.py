@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from fsworker import errordir, layout
 from fsworker.errors import ConfigError, UploadNotFoundError, UploadRejectedError
@@ -18,6 +19,7 @@ from fsworker.handle import StoreHandle, group_name, log, user_name
 from fsworker.openat2 import open_beneath
 from fsworker.spool import SpoolDirectory, taken_name
 
+_RECENT = 100
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFLNK: "a symbolic link",
@@ -109,3 +111,16 @@ def keep_rejected(
         log.error("job %s: its upload stays in the spool as %s, it cannot be moved to Error/: %s", job_id, taken, error)
         return str(spool.path / taken)
     return f"{layout.ERROR}/{stamp}/{name}"
+
+
+def rejected_before(handle: StoreHandle, job_id: str) -> str | None:
+    """Why an earlier attempt refused the upload of this job, if that attempt died before it could say so.
+
+    Looks at the newest hundred entries of ``Error/`` only.
+    """
+    for stamp in reversed(errordir.stamps(handle)[-_RECENT:]):
+        with suppress(OSError):
+            entry = errordir.read_entry(handle, stamp)
+            if entry.kind == errordir.REJECTED and entry.reason.get("job_id") == job_id and len(entry.files) == 1:
+                return f"{entry.reason.get('message')}. It is kept as {layout.ERROR}/{stamp}/{entry.files[0]}"
+    return None

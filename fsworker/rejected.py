@@ -45,7 +45,8 @@ def retry(handle: StoreHandle, stamp: str) -> str:
         directory = os.open(f"{layout.ERROR}/{stamp}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd)
         try:
             spool.write_request(job_id, SpooledRequest(task="ingest", request=request))
-            spool.remove(done_name(job_id))  # before the bytes come back: a crash must not leave them to a job that has ended
+            # Before the bytes come back: a crash in between must not leave them to a job that has ended.
+            spool.remove(done_name(job_id))
             os.rename(entry.files[0], taken_name(job_id), src_dir_fd=directory, dst_dir_fd=spool.fd)
             spool.sync()
         except PermissionError as error:

@@ -38,7 +38,7 @@ from fsworker.errors import (
     UploadNotFoundError,
     UploadRejectedError,
 )
-from fsworker.intake import keep_rejected
+from fsworker.intake import keep_rejected, rejected_before
 from fsworker.kv import KV, TaskMeta, meta_of_outcome
 from fsworker.locks import job_lock
 from fsworker.model import (
@@ -256,8 +256,9 @@ class Service:
         if alone:
             job.spooled, job.counted = spooled.model_copy(update={"attempts": spooled.attempts + 1}), True
         if alone or job.is_new:
-            # A count need not survive a power cut; a request that the producer did not write has to (_sync_requests).
-            spool.write_request(job_id, job.spooled, sync=alone and job.is_new)
+            # A count need not survive a power cut; a request that the producer did not write has to (_sync_requests),
+            # and one that he did write must not be lost with the count.
+            spool.write_request(job_id, job.spooled, sync=alone and job.is_new, sync_content=alone)
         return job
 
     def _sync_requests(self, jobs: Sequence[Job]) -> bool:
@@ -294,7 +295,8 @@ class Service:
         except UploadRejectedError:
             spooled = None
         job = Job(job_id, spool, spooled or SpooledRequest(task=outcome.task, request={}), None)
-        if spool.exists(request_name(job_id)):  # whoever wrote the outcome died before he told it, perhaps before his sync
+        if spool.exists(request_name(job_id)):
+            # Whoever wrote the outcome died before he told it, and perhaps before his sync.
             spool.sync_file(done_name(job_id))
             spool.sync()
         self._announce([(job, outcome)])
@@ -365,6 +367,9 @@ class Service:
 
         Raises ``OSError`` and :class:`StoreUnavailableError` when that is not possible now.
         """
+        if isinstance(error, UploadNotFoundError) and job.spooled.attempts > 1:
+            reason = rejected_before(self.store, job.id)
+            error = error if reason is None else UploadRejectedError(reason)
         message = str(error)
         upload = job.upload or "upload"
         if isinstance(error, ConfigError):
@@ -395,7 +400,7 @@ class Service:
             }
         )
         try:
-            job.spool.write_request(job.id, changed, sync=False)
+            job.spool.write_request(job.id, changed, sync=False, sync_content=True)
         except OSError as problem_writing:  # a full disk, most likely: the request stays as it was, the sweep rings
             log.warning("job %s: its back-off could not be noted: %s", job.id, problem_writing)
 

@@ -55,10 +55,8 @@ _BY_SUFFIX = {
     ".zip": "application/zip",
 }
 
-PDF = "application/pdf"
 _SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 _INERT_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
-_PDF_POLICY = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'"  # its viewers do not run in a sandbox
 
 _CODE = ("application/wasm", "text/css")  # and scripts: what another page could load as its own, attachment or not
 _SCRIPT = re.compile(r"(java|ecma|live|j)script")
@@ -93,7 +91,7 @@ def file_headers(
         raise ConfigError(f"disposition {shorten(disposition)} is neither 'inline' nor 'attachment'")
     kind = checked_media_type(media_type, filename)
     shown = matches(kind, [*INERT, *inline_types])
-    policy = _PDF_POLICY if kind == PDF and shown else _INERT_POLICY if matches(kind, list(INERT)) else _SANDBOX
+    policy = _INERT_POLICY if matches(kind, list(INERT)) else _SANDBOX
     return {
         "Content-Type": content_type(kind),
         "Content-Disposition": content_disposition(cast(Disposition, disposition if shown else "attachment"), filename),

@@ -140,9 +140,12 @@ class SpoolDirectory:
 
     # -- small files -----------------------------------------------------------------------------------------------
 
-    def write_request(self, job_id: str, request: SpooledRequest, *, sync: bool = True) -> None:
-        """Write, or replace, a job's request file atomically."""
-        self._write(request_name(job_id), request.model_dump(mode="json", exclude_defaults=True), sync=sync)
+    def write_request(
+        self, job_id: str, request: SpooledRequest, *, sync: bool = True, sync_content: bool | None = None
+    ) -> None:
+        """Write, or replace, a job's request file atomically; for the rest see :func:`durable.replace_small_file`."""
+        tree = request.model_dump(mode="json", exclude_defaults=True)
+        self._write(request_name(job_id), tree, sync=sync, sync_content=sync_content)
 
     def read_request(self, job_id: str) -> SpooledRequest | None:
         """A job's request, or ``None`` when there is none.
@@ -237,9 +240,9 @@ class SpoolDirectory:
             for item in found:
                 yield parse_entry(item.name, self.app)
 
-    def _write(self, name: str, tree: object, *, sync: bool = True) -> None:
+    def _write(self, name: str, tree: object, *, sync: bool = True, sync_content: bool | None = None) -> None:
         data = json.dumps(tree, separators=(",", ":")).encode()
-        durable.replace_small_file(name, data, self.fd, SMALL_FILE_MODE, sync=sync)
+        durable.replace_small_file(name, data, self.fd, SMALL_FILE_MODE, sync=sync, sync_content=sync_content)
 
     def _read(self, name: str, max_bytes: int, owners: frozenset[int] | None = None) -> bytes | None:
         try:

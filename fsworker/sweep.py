@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import random
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -136,7 +136,7 @@ class _Sweep:
 
     def _entries(self) -> Iterator[Entry]:
         """Everything, from a random place on: what this sweep has no time or no room for, another one begins with."""
-        skipped = random.randrange(1 + sum(1 for _ in self._spool.entries()))
+        skipped = secrets.randbelow(1 + sum(1 for _ in self._spool.entries()))
         yield from islice(self._spool.entries(), skipped, None)
         yield from islice(self._spool.entries(), skipped)
 

@@ -239,7 +239,7 @@ def test_ingest_exits_1_when_a_thumbnail_fails(stack: RunningStack, tmp_path: Pa
     arguments = [tmp_path / "note.txt", "--app", "shop", "--thumbnail", "small=100x100"]
     done = fsworker("ingest", *arguments, check=1, env=environment)
     assert "thumbnail small:" in done.stderr
-    wrong = fsworker("ingest", *arguments[:-1], "small=huge", check=1, env=environment)
+    wrong = fsworker("ingest", *arguments[:-1], "small=huge", check=2, env=environment)
     assert "'huge' is not" in wrong.stderr
     assert "NAME=SPEC" in fsworker("ingest", *arguments[:-1], "100x100", check=2, env=environment).stderr
 

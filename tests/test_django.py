@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from processes import ENVIRONMENT, eventually
+from quickstarts import assert_short, quick_start
 from stacks import RunningStack, running_stack
 from webservers import free_port, program
 
@@ -128,6 +129,35 @@ def test_the_project_passes_its_own_tests(project: Project) -> None:
     assert re.search(r"Ran \d\d tests", done.stderr)
 
 
+USE_IT = """
+from django.core.files.base import ContentFile
+from django.test import Client
+from shop.models import Photo
+photo = Photo.objects.create(file=ContentFile(b"quick", name="start.txt"))
+print(Client().get(photo.file.url).getvalue() == b"quick")
+"""
+
+
+def test_the_quick_start_runs(project: Project, tmp_path: Path) -> None:
+    assert_short("settings.py", "models.py", "urls.py")
+    environment = {
+        **project.environment,
+        "FSWORKER_STORE": str(project.stack.store_path),
+        "FSWORKER_REDIS_URL": project.stack.redis_url,
+    }
+    for command in (["startproject", "mysite", "."], ["startapp", "shop"]):
+        subprocess.run([sys.executable, "-m", "django", *command], cwd=tmp_path, env=environment, check=True)
+    with (tmp_path / "mysite" / "settings.py").open("a") as settings:
+        settings.write(f"\n{quick_start('settings.py')}\nINSTALLED_APPS += ['shop']\nALLOWED_HOSTS = ['*']\n")
+    (tmp_path / "shop" / "models.py").write_text(quick_start("models.py"))
+    with (tmp_path / "mysite" / "urls.py").open("a") as urls:
+        urls.write(f"\nfrom django.urls import include\n{quick_start('urls.py')}")
+    manage(tmp_path, environment, "makemigrations", "shop")
+    manage(tmp_path, environment, "migrate", "shop")
+    assert manage(tmp_path, environment, "shell", "-v", "0", "-c", USE_IT).stdout.strip() == "True"
+    assert "1 hashes" in manage(tmp_path, environment, "publish_keep_set", "--dry-run").stdout
+
+
 def test_a_form_stores_a_file_and_its_url_shows_it(project: Project) -> None:
     content = b"an upload through a form"
     assert send(project, "/", "file", "Füße.txt", content, title="one").status_code == 302
@@ -139,7 +169,7 @@ def test_a_form_stores_a_file_and_its_url_shows_it(project: Project) -> None:
     assert eventually(lambda: spooled(project) == []), "the upload handler left something"
 
 
-def test_a_form_without_a_file_or_too_many_bytes_leaves_nothing(project: Project) -> None:
+def test_what_a_form_does_not_know_leaves_nothing(project: Project) -> None:
     assert send(project, "/", "other", "x.txt", b"in a field that the form does not have").status_code == 200
     assert eventually(lambda: spooled(project) == [])
 

@@ -440,9 +440,8 @@ def test_whatever_lies_in_one_spool_the_sweep_reaches_the_next(root: Path) -> No
     shop(lambda: (spool(root) / "upload").write_bytes(b"upload"))
     spooled = json.dumps({"task": "ingest", "request": {"upload": "upload"}})
     shop(lambda: (spool(root) / f".{waiting}.json").write_text(spooled))
-    report, rung = worker(lambda: swept(root))
+    _, rung = worker(lambda: swept(root))
     assert waiting in rung
-    assert report.failed >= 1
     assert all(job_id.startswith(("shop.", "blog.")) for job_id in rung)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from webservers import free_port, program
 from fsworker.contrib.flask import FSWorker
 from fsworker.upload import Upload
 
+DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = importlib.resources.files("fsworker").joinpath("demo_photos", "people.jpg").read_bytes()
 
 
@@ -123,3 +125,21 @@ def test_files_are_served(app: Flask, files: FSWorker) -> None:
         assert (head.status_code, head.headers["Content-Length"], head.data) == (200, "10", b"")
         assert browser.get(f"/file/{'0' * 40}").status_code == 404
         assert browser.get("/file/../../FileStruct.json").status_code == 404
+
+
+def test_the_short_gallery_of_the_docs_runs(stack: RunningStack, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "frameworks.md").read_text(), re.S)
+    (code,) = [block for block in blocks if '"gallery"' in block]
+    (tmp_path / "app.py").write_text(code.replace('"gallery"', '"shop"'))
+    port = free_port()
+    environment = {"FSWORKER_STORE": str(stack.store_path), "FSWORKER_REDIS_URL": stack.redis_url}
+    with (
+        program(port, "-m", "flask", "--app", "app", "run", "--port", port, cwd=tmp_path, **environment),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as browser,
+    ):
+        job = browser.put("/photos", content=PICTURE).json()["job"]
+        assert eventually(lambda: browser.get("/photos").json()[job], timeout_s=30)
+        shown = browser.get(f"/photos/{job}", params={"type": "image/jpeg"})
+        assert (shown.status_code, shown.content) == (200, PICTURE)
+        assert browser.delete(f"/photos/{job}").status_code == 204
+        assert browser.get(f"/photos/{job}").status_code == 404

@@ -88,6 +88,14 @@ def test_an_application_that_is_registered_while_the_worker_runs_is_served(one_a
     assert one_app.client("shop").ingest(b"still here").get(timeout=30).size == 10
 
 
+def test_a_worker_of_a_store_without_applications_waits_for_one(tmp_path: Path) -> None:
+    with running_stack(tmp_path, apps=()) as stack:
+        command = [sys.executable, "-m", "fsworker", "app", "add", "first", "--store", str(stack.store_path)]
+        subprocess.run(command, check=True, capture_output=True)
+        assert stack.client("first").ingest(b"first").get(timeout=30).size == 5
+        assert "ended with status" not in stack.log()
+
+
 def test_log_lines_as_json_carry_no_secret(store: Store, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSWORKER_LOG_JSON", "true")
     with celery_worker(store, redis_url, "json", tmp_path / "log", "--concurrency=1") as client:

@@ -189,9 +189,13 @@ def _report(path: Path, as_json: bool) -> None:
             )
             return
         out = stdout()
-        out.print(f"Store    {handle.root}  (grace {format_duration(handle.config.grace_s)})", soft_wrap=True, markup=False)
+        out.print(
+            f"Store    {handle.root}  (grace {format_duration(handle.config.grace_s)})", soft_wrap=True, markup=False
+        )
         out.print(f"Owner    {user_name(handle.owner_uid)}:{group_name(handle.gid)}", markup=False)
         for app, spool in spools.items():
             gid = os.stat(spool).st_gid
-            out.print(f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True, markup=False)
+            out.print(
+                f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True, markup=False
+            )
         out.print(f"Next     {program()} up {handle.root}", soft_wrap=True, markup=False)

@@ -148,7 +148,8 @@ def _report(root: Path, store: Store, finished: list[Finished], problems: list[s
     out.print("Try next      " + f"{program()} up {store.root}   (in one terminal)", soft_wrap=True, markup=False)
     out.print(
         f"              {program()} ingest --store {store.root} --app {_APP} --thumbnail small=200x200 YOUR.jpg",
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
+        markup=False,
     )
     out.print(f"Tidy up       rm -r {root}", soft_wrap=True, markup=False)
 

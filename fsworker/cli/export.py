@@ -67,9 +67,7 @@ def _open_reader(settings: Settings) -> ObjectReader:
     return ObjectReader(settings.store)
 
 
-def _wanted(
-    reader: ObjectReader, manifest: Path | None, hashes: TextIO | None
-) -> tuple[Iterator[Wanted], int]:
+def _wanted(reader: ObjectReader, manifest: Path | None, hashes: TextIO | None) -> tuple[Iterator[Wanted], int]:
     """What to write, and how many bytes that is where it is known."""
     if manifest is not None:
         _, entries = read_manifest(manifest)

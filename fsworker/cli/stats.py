@@ -74,7 +74,11 @@ def stats(store: Path | None, as_json: bool) -> None:
     for queue, length in tree["queues"].items():
         out.print(f"Queue    {queue}: {length}")
     for app, keep_set in tree["keep_sets"].items():
-        said = f"{keep_set['count']:,} hashes, {keep_set['age'] / 3600:.1f} h old" if "count" in keep_set else keep_set["state"]
+        said = (
+            f"{keep_set['count']:,} hashes, {keep_set['age'] / 3600:.1f} h old"
+            if "count" in keep_set
+            else keep_set["state"]
+        )
         out.print(f"Keep-set {app}: {said}")
     for warning in tree["warnings"]:
         out.print(f"Warning  {warning}", soft_wrap=True, markup=False)

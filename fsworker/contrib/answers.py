@@ -75,11 +75,11 @@ _NOT_FOUND = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-
 
 
 class FileAnswers:
-    """Makes answers for a client's application. Thread-safe."""
+    """Makes answers for a client's application. Thread-safe. ``streams``: it reads files; else nothing here blocks."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._streams = client.settings.serve_with in (None, "stream")
+        self.streams = client.settings.serve_with in (None, "stream")
         self._reader: ObjectReader | None = None
         self._lock = threading.Lock()
 
@@ -112,7 +112,7 @@ class FileAnswers:
         if serving.not_modified(header("If-None-Match"), name):
             kept = ("ETag", "Cache-Control", "Content-Security-Policy", "X-Content-Type-Options")
             return Answer(304, {key: headers[key] for key in kept})
-        if not self._streams:
+        if not self.streams:
             return Answer(200, headers)
         headers.pop("X-Accel-Redirect", None)
         return self._stream(method, header, name, headers)

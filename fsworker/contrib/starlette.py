@@ -154,8 +154,9 @@ class Files:
         ``how`` are the options of :meth:`fsworker.Client.response_headers`. nginx sends the bytes where
         ``FSWORKER_SERVE_WITH`` says so; without it this process does, in threads, ranges included.
         """
-        make = partial(self._answers().answer, request.method, request.headers.get, hash, **how)
-        answer = await run_in_threadpool(make)
+        answers = self._made if self._made is not None else await run_in_threadpool(self._answers)
+        make = partial(answers.answer, request.method, request.headers.get, hash, **how)
+        answer = await run_in_threadpool(make) if answers.streams else make()
         if answer.body is None:
             return Response(status_code=answer.status, headers=answer.headers)
         return StreamingResponse(answer.body, answer.status, answer.headers)

@@ -24,6 +24,7 @@ _PAIR = re.compile(r"[0-9a-f]{2}\Z")
 _LIKE_A_HASH = re.compile(r"[0-9a-fA-F]{30,}")
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_RIGHT_MODE = stat.S_IFREG | layout.FILE_MODE
 _DIRECTORY_BITS = 0o1777
 """Setgid is not looked at: fsworker gives directories their group by itself, and the original knew no setgid."""
 
@@ -104,7 +105,8 @@ class Judge:
         self.root_fd = root_fd
         self.expected = expected
         self.reader = reader
-        self._noatime = os.O_NOATIME
+        self._flags = _OPEN_FILE | os.O_NOATIME
+        self._gid, self._uid = expected.gid, expected.uid
 
     def pairs(self) -> Listing:
         """``Data/``: its directories ``00`` … ``ff``, in order."""
@@ -178,16 +180,19 @@ class Judge:
 
     def _judge_into(self, tally: Tally, directory_fd: int, directory: str, name: str) -> None:
         try:
-            fd = self._open(name, directory_fd)
+            try:
+                fd = os.open(name, self._flags, dir_fd=directory_fd)
+            except PermissionError:  # O_NOATIME is the owner's right
+                fd = os.open(name, _OPEN_FILE, dir_fd=directory_fd)
         except OSError as error:
             self._cannot_open(tally, directory_fd, f"{directory}/{name}", error)
             return
         try:
             status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                return  # replaced since it was listed
             problems: Sequence[tuple[str, str]] = ()
-            if not self._is_as_expected(status):
+            if status.st_mode != _RIGHT_MODE or status.st_gid != self._gid or status.st_uid != self._uid:
+                if not stat.S_ISREG(status.st_mode):
+                    return  # replaced since it was listed
                 problems = self.expected.file_problems(status)
             try:
                 found = self.reader.sha1(fd, status.st_size)
@@ -206,22 +211,6 @@ class Judge:
             tally.size_bytes += status.st_size
         finally:
             os.close(fd)
-
-    def _is_as_expected(self, status: os.stat_result) -> bool:
-        expected = self.expected
-        return (
-            status.st_mode == stat.S_IFREG | layout.FILE_MODE
-            and status.st_gid == expected.gid
-            and (expected.uid is None or status.st_uid == expected.uid)
-        )
-
-    def _open(self, name: str, directory_fd: int) -> int:
-        if self._noatime:
-            try:
-                return os.open(name, _OPEN_FILE | self._noatime, dir_fd=directory_fd)
-            except PermissionError:  # only the owner may ask for it: another file may be ours
-                pass
-        return os.open(name, _OPEN_FILE, dir_fd=directory_fd)
 
     def _cannot_open(self, tally: Tally, directory_fd: int, path: str, error: OSError) -> None:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):

@@ -260,7 +260,10 @@ class _Part:
         self._history.note_findings([{**finding.as_json(), "time": self._now_s}])
 
     def _save(self, *, sync: bool = True) -> None:
-        histories.save(self._store, self._history, sync=sync)
+        try:
+            histories.save(self._store, self._history, sync=sync)
+        except OSError as error:  # a full disk: what was verified will be verified again
+            log.warning("how far verification is could not be noted: %s", error)
         self._saved_s = self._clock.monotonic_s()
 
     def _spent_s(self) -> float:

@@ -1,8 +1,8 @@
 """The first look at many directories, by several threads in several processes. Only looks: suspicions come back.
 
-Threads hide the disk's waiting for small files, and are in each other's way when there is none; processes use all cores, because hashing small files is Python's work.
-Processes are forked, once, before anything else starts a thread; each is given one first-level directory after the
-other, answers with tallies, and dies with its parent.
+Threads hide the disk's waiting for small files, and are in each other's way when there is none; processes use all cores,
+because hashing small files is Python's work. They are forked, once, before anything else starts a thread; each is given
+one first-level directory after the other, answers with tallies, and dies with its parent.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ class Scanners:
     def __init__(self, judge: Judge, processes: int, threads: int = _THREADS) -> None:
         self._judge = judge
         self._threads = threads
+        self._processes = processes
         self._children: dict[Connection, BaseProcess] = {}
-        if processes > 1:
-            for _ in range(processes):
-                self._fork()
 
     def _fork(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -112,11 +110,25 @@ class Scanners:
                     report(pair, answer)
 
     def __enter__(self) -> Scanners:
+        try:
+            # An interrupt in the middle of a fork would be swallowed by the handlers that Python runs there.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                for _ in range(self._processes if self._processes > 1 else 0):
+                    self._fork()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for connection, process in self._children.items():
             connection.close()
             process.kill()  # it only reads

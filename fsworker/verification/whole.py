@@ -13,7 +13,7 @@ from typing import Any
 
 from fsworker import layout
 from fsworker.errors import VerificationRunningError
-from fsworker.handle import SYNC_FAILED_MARK
+from fsworker.handle import SYNC_FAILED_MARK, log
 from fsworker.locks import store_lock
 from fsworker.model import Hash
 from fsworker.objects import ObjectStore
@@ -209,7 +209,7 @@ class _Whole:
 
         Where something is left to be done, scheduled verification is to come by in its turn.
         """
-        with suppress(PermissionError):
+        try:
             history = histories.load(self._store, now_s)
             for pair in (pair for pair in pairs if pair not in self._unsettled):
                 took_s = history.of(pair).took_s
@@ -218,6 +218,10 @@ class _Whole:
                 if history.cursor is not None and history.cursor.pair == pair:
                     history.cursor = None
             histories.save(self._store, history)
+        except PermissionError:
+            return
+        except OSError as error:  # a full disk is no reason to lose the report
+            log.warning("what was verified could not be noted: %s", error)
 
 
 def verify_hashes(

@@ -62,6 +62,16 @@ class Storage(TestCase):
             FSWorkerStorage(media_types=["image/*"]).save("a.txt", ContentFile(b"some text"))
 
 
+class Forms(TestCase):
+    def test_too_many_bytes_end_the_request_and_leave_nothing(self):
+        with override_settings(FSWORKER={**settings.FSWORKER, "MAX_BYTES": "1MB"}):
+            spool = Path(settings.FSWORKER["STORE"], "Spool", "shop")
+            reply = self.client.post("/", {"file": SimpleUploadedFile("a.bin", bytes(1_000_001))})
+            assert reply.status_code == 400
+            assert list(spool.glob(".*.part")) == []
+            assert self.client.post("/", {"file": SimpleUploadedFile("a.bin", bytes(1_000_000))}).status_code == 302
+
+
 class Urls(TestCase):
     def setUp(self):
         self.url = default_storage.url(default_storage.save("notes.txt", ContentFile(b"some text")))
@@ -86,6 +96,11 @@ class Urls(TestCase):
             (name, signature[:-1] + "x", filename),
         ):
             assert self.client.get("/".join((prefix, *parts))).status_code == 404
+
+    async def test_it_is_the_same_under_asgi(self):
+        reply = await self.async_client.get(self.url)
+        assert b"".join([piece async for piece in reply]) == b"some text"
+        assert (await self.async_client.get(self.url, headers={"If-None-Match": reply["ETag"]})).status_code == 304
 
     def test_behind_nginx_there_are_only_headers(self):
         with override_settings(FSWORKER={**settings.FSWORKER, "SERVE_WITH": "nginx"}):
@@ -121,7 +136,10 @@ class Columns(TestCase):
     def test_an_ingest_fits_the_columns(self):
         picture = Path(os.environ["SHOP_PICTURE"]).read_bytes()
         result = ingest(picture, thumbnails={"small": "100x100"}).get(timeout=60)
-        poster = Poster.objects.create(picture=result.hash, thumbnails=result.thumbnails)
+        poster = Poster(picture=result.hash, thumbnails=result.thumbnails)
+        poster.full_clean(exclude=["job"])
+        poster.save()
+        assert poster.thumbnails["small"]["width"] == 100
         poster.refresh_from_db()
         assert poster.thumbnails["small"]["hash"] == result.thumbnails["small"].hash
         assert set(kept_hashes()) == set(result.hashes)

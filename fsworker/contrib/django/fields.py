@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from fsworker.errors import InvalidHashError
-from fsworker.model import Hash, IngestResult, is_hash, parse_hash
+from fsworker.model import Hash, IngestResult, ThumbnailResult, is_hash, parse_hash
 
 
 def validate_hash(value: object) -> None:
@@ -51,17 +51,30 @@ class ThumbnailsField(models.JSONField):
 
     description = "Thumbnails of a stored file"
 
-    def get_prep_value(self, value: Any) -> Any:
+    def to_python(self, value: Any) -> Any:
+        """Plain dictionaries, of what an ingest gives, too."""
+        return _plain(super().to_python(value))
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        """The value as it will be read back."""
+        value = _plain(super().pre_save(model_instance, add))
+        setattr(model_instance, self.attname, value)
+        return value
+
+    def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         """What goes to the database. Raises :class:`InvalidHashError` for anything but thumbnails with their hashes."""
-        if isinstance(value, IngestResult):
-            value = value.thumbnails
-        if isinstance(value, dict):
-            value = {
-                name: item.model_dump(mode="json") if hasattr(item, "model_dump") else item
-                for name, item in value.items()
-            }
+        value = _plain(value)
+        if not hasattr(value, "as_sql"):  # an expression is the database's to judge; the keep-set looks again
             list(thumbnail_hashes(value))
-        return super().get_prep_value(value)
+        return super().get_db_prep_save(value, connection)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, IngestResult):
+        value = value.thumbnails
+    if isinstance(value, dict):
+        return {name: item.model_dump() if isinstance(item, ThumbnailResult) else item for name, item in value.items()}
+    return value
 
 
 def thumbnail_hashes(value: object) -> Iterator[Hash]:
