@@ -176,12 +176,12 @@ class Packer:
         Raises :class:`KeepSetError` that names the first of them that is no hash; then this packer is of no more use.
         """
         iterator = iter(hashes)
+        add_to = [waiting.append for waiting in self._lists]  # looked up once, not for each hash
         while batch := list(islice(iterator, _BATCH)):
-            lists = self._lists
             for name in raw_hashes(batch, self.count):
-                lists[name[0]].append(name)
+                add_to[name[0]](name)
             self.count += len(batch)
-            for shard, waiting in enumerate(lists):
+            for shard, waiting in enumerate(self._lists):
                 if len(waiting) >= _JOIN_AT:
                     yield from self._join(shard)
 

@@ -75,11 +75,13 @@ def running(directory: Path, *options: str) -> Iterator[Gallery]:
             assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
             yield Gallery(directory, f"http://127.0.0.1:{port}")
         finally:
-            process.send_signal(signal.SIGINT)  # what Ctrl-C does
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout=70)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            except subprocess.TimeoutExpired:  # then it must not leave them behind: each has a group of its own
+                for pid in (process.pid, *map(int, children)):
+                    os.killpg(pid, signal.SIGKILL)
                 raise
 
 

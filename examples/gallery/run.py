@@ -54,7 +54,8 @@ def main() -> None:
     given = parser.parse_args()
     directory = given.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell in the background has had the first ignored
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as running:
         try:
             where = running.enter_context(workers(directory, given.grace))

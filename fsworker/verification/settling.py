@@ -271,7 +271,10 @@ class Settler:
         seen = self._status(suspicion.path)
         if seen is None or suspicion.kind != _kind_of_inode(seen, suspicion.kind):
             return None
-        finding = self._finding(suspicion, hash=None, detail=self._describe(suspicion, seen))
+        base = suspicion.path.rpartition("/")[2]
+        in_place = is_hash(base) and suspicion.path == layout.data_name(Hash(base))
+        detail = self._describe(suspicion, seen)
+        finding = self._finding(suspicion, hash=base if in_place else None, detail=detail)
         if not self.policy.repair:
             return finding
         if suspicion.kind == "symlink" and suspicion.path.count("/") < 3 and stat.S_ISDIR(self._behind(suspicion.path)):
@@ -281,8 +284,7 @@ class Settler:
             return waiting
         message = f"{suspicion.path} does not belong into {layout.DATA}/: {finding.message}"
         moved = self._take_away(finding, seen, message)
-        base = suspicion.path.rpartition("/")[2]
-        if moved is not None and is_hash(base) and suspicion.path == layout.data_name(Hash(base)):
+        if moved is not None and in_place:
             return self._bring_copy(moved, Hash(base))
         return moved
 
@@ -290,12 +292,10 @@ class Settler:
         """Something stood where a stored file should be: put one there, if there is a good copy."""
         with good_copy(self.store, name, self.mirror) as copy:
             if copy is None:
-                return replace(moved, hash=name)
+                return moved
             where, candidate = copy
             self.store.insert(candidate, sync=True)
-        return replace(
-            moved, hash=name, action="healed", detail=f"{moved.detail}; the copy from {where} took its place"
-        )
+        return replace(moved, action="healed", detail=f"{moved.detail}; the copy from {where} took its place")
 
     def _misplaced(self, suspicion: Suspicion) -> Finding | None:
         """A file that is some hash's content in a wrong place, or under a mangled name: store it, keep the original."""
