@@ -3,10 +3,16 @@
 Small files (10 KiB), in batches of 50 through client, Redis, worker and back (``ingest_many``), one message each
 (``ingest``), and, as the floor, ``Store.batch`` in this process without Celery. Ratios are what counts: the machine is
 shared. All three sync to disk before they answer.
+
+``--photographs [COUNT]``: so many photographs (100) of 2 megapixels, all different, with two thumbnails each, and ten
+times as many small files, through the queue in batches, beside the same work in this process. The worker has two
+processes, this is one: on two idle cores the queue may win.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import sys
@@ -17,9 +23,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from stacks import running_stack
+from PIL import Image, ImageOps
+from stacks import RunningStack, running_stack
 
+from fsworker.batch import Batch
+from fsworker.specification import Thumbnail
 from fsworker.store import Store
+from fsworker.thumbnails import make_thumbnails
+
+PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "fsworker" / "demo_photos"
+SIZE = (1633, 1225)  # 2 megapixels
+SMALL, LARGE = "200x200", "1000x1000"
+BATCH = 50
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -34,12 +49,86 @@ def contents(count: int) -> list[bytes]:
     return [os.urandom(10 << 10) for _ in range(count)]
 
 
-def main() -> None:
-    """Run and print one JSON object."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+def photographs(count: int) -> list[bytes]:
+    """Different JPEG files of 2 megapixels: photographs, resampled, with grain."""
+    originals = [ImageOps.fit(Image.open(path).convert("RGB"), SIZE) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
+    made = []
+    for number in range(count):
+        grain = Image.effect_noise(SIZE, 30).convert("RGB")
+        stream = io.BytesIO()
+        Image.blend(originals[number % len(originals)], grain, 0.06).save(stream, "JPEG", quality=85)
+        made.append(stream.getvalue())
+    return made
+
+
+def store_photographs(store: Store, pictures: list[bytes]) -> None:
+    """What the worker does to each, without a queue: store it, make its thumbnails, store those; durable by batches."""
+    wishes = {"small": Thumbnail(SMALL), "large": Thumbnail(LARGE)}
+    for start in range(0, len(pictures), BATCH):
+        with store.batch() as batch:
+            for data in pictures[start : start + BATCH]:
+                _store_photograph(batch, data, wishes)
+
+
+def _store_photograph(batch: Batch, data: bytes, wishes: dict[str, Thumbnail]) -> None:
+    batch.put(data)
+    fd = os.memfd_create("photograph")
+    try:
+        with open(fd, "wb", closefd=False) as stream:
+            stream.write(data)
+        outcome = make_thumbnails(fd, wishes)
+    finally:
+        os.close(fd)
+    assert not outcome.failed, outcome.failed
+    for made in outcome.made.values():
+        batch.put(b"".join(bytes(chunk) for chunk in made.chunks()))
+
+
+def through_the_queue(stack: RunningStack, data: list[bytes], thumbnails: dict[str, str] | None = None) -> float:
+    """Seconds until every result is here."""
+    client = stack.client()
+    options = {"thumbnails": thumbnails} if thumbnails else {}
+
+    def work() -> None:
+        results = [job.get(timeout=3600) for job in client.ingest_many(data, **options)]
+        assert all(set(result.thumbnails) == set(thumbnails or ()) for result in results)
+
+    return timed(work)
+
+
+def run_photographs(count: int) -> dict[str, object]:
+    """Photographs and small files, by queue and without, in the same run."""
+    pictures, files = photographs(count), contents(10 * count)
+    report: dict[str, object] = {
+        "photographs": count,
+        "photograph_bytes": sum(map(len, pictures)) // count,
+        "small_files": len(files),
+    }
+    with tempfile.TemporaryDirectory(prefix="fsworker-queue-") as directory:
+        with Store.create(Path(directory) / "alone", apps=["shop"], durability="batch") as store:
+            alone_s = timed(lambda: store_photographs(store, pictures))
+            with store.batch() as batch:
+                files_alone_s = timed(lambda: [batch.put(data) for data in files])
+        (Path(directory) / "queue").mkdir()
+        with running_stack(Path(directory) / "queue", durability="batch") as stack:
+            stack.client().ingest(photographs(1)[0], thumbnails={"small": SMALL}).get(timeout=60)
+            queue_s = through_the_queue(stack, pictures, {"small": SMALL, "large": LARGE})
+            files_queue_s = through_the_queue(stack, files)
+    report["photographs_one_process_per_s"] = round(count / alone_s, 1)
+    report["photographs_queue_per_s"] = round(count / queue_s, 1)
+    report["small_files_one_process_per_s"] = round(len(files) / files_alone_s)
+    report["small_files_queue_per_s"] = round(len(files) / files_queue_s)
+    return report
+
+
+def run_small_files(count: int) -> dict[str, object]:
+    """Small files, in batches, singly, and without a queue."""
     report: dict[str, object] = {"files": count}
     with tempfile.TemporaryDirectory(prefix="fsworker-queue-") as directory:
-        with Store.create(Path(directory) / "alone", apps=["shop"], durability="batch") as store, store.batch() as batch:
+        with (
+            Store.create(Path(directory) / "alone", apps=["shop"], durability="batch") as store,
+            store.batch() as batch,
+        ):
             report["one_process_per_s"] = round(count / timed(lambda: [batch.put(data) for data in contents(count)]))
         for durability in ("full", "batch"):
             (Path(directory) / durability).mkdir()
@@ -52,7 +141,17 @@ def main() -> None:
                 data = contents(count // 5)
                 seconds = timed(lambda: [job.get(timeout=600) for job in [client.ingest(d) for d in data]])
                 report[f"ingest_{durability}_per_s"] = round(len(data) / seconds)
-    print(json.dumps(report, indent=2))
+    return report
+
+
+def main() -> None:
+    """Run and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="?", type=int, default=1000)
+    parser.add_argument("--photographs", nargs="?", type=int, const=100, metavar="COUNT")
+    arguments = parser.parse_args()
+    run = run_small_files(arguments.files) if arguments.photographs is None else run_photographs(arguments.photographs)
+    print(json.dumps(run, indent=2))
 
 
 if __name__ == "__main__":

@@ -95,8 +95,3 @@ class Heartbeat(bootsteps.StartStopStep):
             os.utime(self.path)
         except OSError as error:
             log.warning("no sign of life in %s: %s", self.path, error)
-
-
-def alive_file(state_dir: Path, role: str) -> Path:
-    """The file that a role's workers touch (the newest sign of life of any of them on this host)."""
-    return state_dir / f"{role}.alive"

@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging
 
-from fsworker.bootsteps import FollowApplications, Heartbeat, alive_file
+from fsworker.alive import alive_file
+from fsworker.bootsteps import FollowApplications, Heartbeat
 from fsworker.checks import check_worker
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError
@@ -37,7 +38,7 @@ from fsworker.tasks import (
     register_maintenance_tasks,
 )
 from fsworker.transport import broker_settings, configure, transport_options
-from fsworker.upkeep import Upkeep
+from fsworker.upkeep import Upkeep, note_sweep
 from fsworker.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -99,7 +100,9 @@ def make_app(settings: Settings) -> Celery:
 
         def look_and_sweep() -> dict[str, Any]:
             upkeep().watch()
-            return sweep(*parts(), send, settings).as_json()
+            report = sweep(*parts(), send, settings).as_json()
+            note_sweep(parts()[0])
+            return report
 
         register_maintenance_tasks(app, look_and_sweep)
         register_collection_tasks(app, upkeep)

@@ -87,7 +87,7 @@ def advance(record: ClockRecord | None, now: Reading) -> ClockRecord:
 def observe(handle: StoreHandle) -> ClockRecord:
     """Look at the clocks, note what has to be noted, and return the record as it is now.
 
-    A broken note counts as a step. Raises ``OSError``: without a floor nothing may be collected.
+    A broken note counts as a step. Raises ``OSError`` when a new floor cannot be noted: then nothing may be collected.
     """
     now = look(handle)
     try:
@@ -101,8 +101,13 @@ def observe(handle: StoreHandle) -> ClockRecord:
     stepped = record is None or (record.floor_s, record.reason) != (changed.floor_s, changed.reason)
     if stepped and record is not None:
         log.warning("%s: no file counts as older than that", changed.reason)
-    if record is None or stepped or now.boot_id != record.boot_id or now.wall_s - record.wall_s > _RECORD_AFTER_S:
-        write_note(handle, NOTE, asdict(changed), sync=stepped)
+    if record is None or stepped or now.boot_id != record.boot_id:
+        write_note(handle, NOTE, asdict(changed))
+    elif now.wall_s - record.wall_s > _RECORD_AFTER_S:
+        try:
+            write_note(handle, NOTE, asdict(changed), sync=False)
+        except OSError as error:  # on a full disk a purge has to be possible; the old record still tells a step
+            log.warning("the clock cannot be noted: %s", error)
     return changed
 
 

@@ -21,9 +21,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from fsworker import layout
 from fsworker.accepted import note_accepted, read_accepted
@@ -35,89 +34,24 @@ from fsworker.errors import CollectionRefusedError, Refusal
 from fsworker.handle import explain
 from fsworker.hold import current as current_hold
 from fsworker.keepreader import Found, KeepReader
-from fsworker.keepsets import BrokenKeepSetError, Manifest, parse_manifest
+from fsworker.keepsets import BrokenKeepSetError
 from fsworker.locks import store_lock
 from fsworker.model import Hash
-from fsworker.notes import BrokenNoteError, read_note, remove_note, write_note
+from fsworker.notes import remove_note, write_note
 from fsworker.objects import ObjectStore
+from fsworker.runs import NOTE, SHARDS, Run, read_run
 from fsworker.trash import move_to_trash, open_run, restore
 from fsworker.trashlist import TrashIndex
 
 log = logging.getLogger(__name__)
 
-NOTE = "collection.json"
 LOCK_NAME = "collection"
-SHARDS = 256
 _LOOK_FOR_HOLD_EVERY = 32
 _TICK_S = 0.01
 """The kernel's clock for ctimes may be so much behind (a tick, at 100 Hz)."""
 
 OnPlan = Callable[[Plan], None]
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A collection, as it stands between two parts.
-
-    ``phase`` is ``plan``, ``move`` or ``done``; ``shard`` the next one. ``due`` are the shards in which something is to be
-    done.
-    """
-
-    stamp: str
-    cutoff_s: float
-    overrides: tuple[str, ...]
-    manifests: tuple[Manifest, ...]
-    phase: str = "plan"
-    shard: int = 0
-    due: tuple[int, ...] = ()
-    tally: Tally = field(default_factory=Tally)
-
-    @property
-    def done(self) -> bool:
-        """Whether it has come to its end."""
-        return self.phase == "done"
-
-    def as_json(self) -> dict[str, Any]:
-        """What is reported: no keep-sets."""
-        return {
-            "run": self.stamp,
-            "phase": self.phase,
-            "shard": self.shard,
-            "cutoff": datetime.fromtimestamp(self.cutoff_s, UTC).isoformat(),
-            "oldest_keep_set": min(self.manifests, key=lambda m: m.snapshot_time).app,
-            **self.tally.as_json(),
-        }
-
-    def note(self) -> dict[str, Any]:
-        """What is kept between parts."""
-        return {
-            "stamp": self.stamp,
-            "cutoff_s": self.cutoff_s,
-            "overrides": list(self.overrides),
-            "manifests": [manifest.dump().decode() for manifest in self.manifests],
-            "phase": self.phase,
-            "shard": self.shard,
-            "due": list(self.due),
-            "tally": self.tally.as_json(),
-        }
-
-    @classmethod
-    def of_note(cls, tree: dict[str, Any]) -> Run:
-        """The reverse of :meth:`note`. Raises :class:`BrokenNoteError`."""
-        try:
-            return cls(
-                stamp=str(tree["stamp"]),
-                cutoff_s=float(tree["cutoff_s"]),
-                overrides=tuple(map(str, tree["overrides"])),
-                manifests=tuple(parse_manifest(str(text).encode()) for text in tree["manifests"]),
-                phase=str(tree["phase"]),
-                shard=int(tree["shard"]),
-                due=tuple(map(int, tree["due"])),
-                tally=Tally.of_json(tree["tally"]),
-            )
-        except (KeyError, TypeError, ValueError, BrokenKeepSetError) as error:
-            raise BrokenNoteError(f"the note of the last collection is broken ({error!r})") from None
 
 
 class Collector:
@@ -247,7 +181,8 @@ class Collector:
     def part(self, stamp: str | None, budget_s: float, on_progress: OnProgress | None = None) -> Run | None:
         """Begin a run, or take up one that was interrupted (``stamp`` is ``None``), or go on with the run ``stamp``.
 
-        Works for about ``budget_s`` (and for one shard, at least) and returns the run as it is then; ``None`` when that run is over, or was superseded.
+        Works for about ``budget_s`` (and for one shard, at least) and returns the run as it is then; ``None`` when that
+        run is over, or was superseded.
         """
         with self.alone():
             run, basis = self._begin() if stamp is None else self._resume(stamp)
@@ -288,12 +223,7 @@ class Collector:
     def _begin(self) -> tuple[Run, Basis]:
         """A new run; or the interrupted one, when it rests on the keep-sets that are in force."""
         run, basis = self._new_run()
-        try:
-            tree = read_note(self.store, NOTE)
-            old = None if tree is None else Run.of_note(tree)
-        except BrokenNoteError as error:
-            log.warning("%s; beginning anew", error)
-            old = None
+        old = read_run(self.store)
         if old is not None and old.manifests == run.manifests and set(old.overrides) <= set(run.overrides):
             log.info("taking up collection %s where it stopped", old.stamp)
             run, basis = old, replace(basis, cutoff_s=min(basis.cutoff_s, old.cutoff_s))
@@ -302,12 +232,7 @@ class Collector:
         return run, basis
 
     def _resume(self, stamp: str) -> tuple[Run | None, Basis | None]:
-        try:
-            tree = read_note(self.store, NOTE)
-            run = None if tree is None else Run.of_note(tree)
-        except BrokenNoteError as error:
-            log.warning("%s", error)
-            run = None
+        run = read_run(self.store)
         if run is None or run.stamp != stamp:
             return None, None
         return run, self._still(run)

@@ -88,6 +88,8 @@ def create_store(
         os.close(fd)
     with StoreHandle(root) as handle:
         check_filesystem(handle)
+        with handle.errors("Making what the store lacks"):
+            handle.prepare()
         add_apps(handle, parsed)
 
 

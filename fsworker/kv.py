@@ -218,6 +218,53 @@ class KV:
         with self.errors():
             return int(self._redis.memory_usage(key) or 0)
 
+    # -- looking at the server itself ------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """What the server says of itself (``INFO``)."""
+        with self.errors():
+            return self._redis.info()
+
+    def is_refused(self, *command: str) -> bool:
+        """Run a command that does no harm; whether this user may not (``NOPERM``)."""
+        with self.errors():
+            try:
+                cast("Any", self._redis).execute_command(*command)
+            except redis.exceptions.NoPermissionError:
+                return True
+            except redis.ResponseError:
+                return False  # it may; it came to nothing
+        return False
+
+    def takes_argument(self, size_bytes: int) -> bool:
+        """Whether an argument of so many bytes is taken (``proto-max-bulk-len``): tried, since few may read settings."""
+        try:
+            cast("Any", self._redis).execute_command("PING", b"." * size_bytes)
+        except (redis.ConnectionError, redis.ResponseError):
+            self.ping()  # it hung up on us, and not because it is away
+            return False
+        except redis.RedisError as error:
+            raise unavailable(self.url, error) from error
+        return True
+
+    def user_names(self) -> list[str] | None:
+        """All users of the server, or ``None`` where this one may not know."""
+        with self.errors():
+            try:
+                return [str(name) for name in cast("list[object]", self._redis.acl_users())]  # redis-py decodes them
+            except redis.ResponseError:
+                return None
+
+    def would_allow(self, user: str, *command: str) -> bool:
+        """Whether a user may run a command, without running it (``ACL DRYRUN``). False also for who may not ask."""
+        with self.errors():
+            try:
+                return bool(
+                    cast("Any", self._redis).execute_command("ACL DRYRUN", user, *command) in (b"OK", "OK", True)
+                )
+            except redis.ResponseError:
+                return False
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()

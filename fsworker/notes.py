@@ -41,7 +41,7 @@ def read_note(handle: StoreHandle, name: str) -> dict[str, Any] | None:
 def write_note(handle: StoreHandle, name: str, tree: Mapping[str, Any], *, sync: bool = True) -> None:
     """Replace the note ``name`` atomically; with ``sync`` it is on disk on return. Raises ``OSError``."""
     handle.prepare()
-    mode = handle.modes.lock_file
+    mode = 0o600 if handle.modes.private == 0o700 else 0o644  # where a group writes, whoever writes next replaces it
     fd = os.open(layout.LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd)
     try:
         durable.replace_small_file(name, json.dumps(tree).encode(), fd, mode, sync=sync)

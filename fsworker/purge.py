@@ -19,10 +19,11 @@ from typing import Any
 
 from fsworker import layout
 from fsworker.basis import Basis, broken
-from fsworker.collecting import SHARDS, Collector
+from fsworker.collecting import Collector
 from fsworker.errors import CollectionRefusedError
 from fsworker.keepsets import BrokenKeepSetError
 from fsworker.model import Hash
+from fsworker.runs import SHARDS
 from fsworker.trash import delete_from_trash
 from fsworker.trashlist import TrashIndex, stamps, trash_status
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsworker.bootsteps import alive_file
+from fsworker.alive import alive_file
 from fsworker.checks import check_worker
 from fsworker.config import Settings, redact_url
 from fsworker.embedded import EmbeddedServer

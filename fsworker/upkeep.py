@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fsworker.basis import ageing
 from fsworker.clock import observe
-from fsworker.collecting import Collector, Run
+from fsworker.collecting import Collector
 from fsworker.config import Settings
 from fsworker.errors import CollectionRefusedError, RedisUnavailableError
 from fsworker.handle import StoreHandle
@@ -24,12 +24,14 @@ from fsworker.names import COLLECT_PART, PURGE_PART, Names
 from fsworker.notes import BrokenNoteError, read_note, write_note
 from fsworker.objects import ObjectStore
 from fsworker.purge import purge
+from fsworker.runs import Run
 from fsworker.verification.part import limits_of, verify_part
 from fsworker.verification.telling import tell
 
 log = logging.getLogger(__name__)
 
 NOTE = "last.json"
+SWEPT_NOTE = "swept.json"
 _PART_S = 30.0
 _WARN_EVERY_S = 3600.0
 
@@ -139,8 +141,11 @@ def log_run(run: Run) -> None:
 
 
 def note_last(handle: StoreHandle, what: str, report: Mapping[str, Any]) -> None:
-    """Note what a collection or a purge did. Not synced: it is only for people."""
-    write_note(handle, NOTE, {**read_last(handle), what: {"time": handle.probe_clock(), **report}}, sync=False)
+    """Note what a collection or a purge did. Not synced, and not missed on a full disk: it is only for people."""
+    try:
+        write_note(handle, NOTE, {**read_last(handle), what: {"time": handle.probe_clock(), **report}}, sync=False)
+    except OSError as error:
+        log.warning("what the last %s did cannot be noted: %s", what, error)
 
 
 def read_last(handle: StoreHandle) -> dict[str, Any]:
@@ -149,3 +154,23 @@ def read_last(handle: StoreHandle) -> dict[str, Any]:
         return read_note(handle, NOTE) or {}
     except BrokenNoteError:
         return {}
+
+
+def note_sweep(handle: StoreHandle) -> None:
+    """Note that a sweep was made: by it is seen that beat, Redis and a maintenance worker together do their work.
+
+    Not synced. On a full disk the note is as old as the last one that could be written, and a warning is logged.
+    """
+    try:
+        write_note(handle, SWEPT_NOTE, {"time": handle.probe_clock()}, sync=False)
+    except OSError as error:
+        log.warning("the sweep cannot be noted: %s", error)
+
+
+def last_sweep_s(handle: StoreHandle) -> float | None:
+    """When the last sweep was made, by the store's clock; ``None`` when that is not known. Raises ``OSError``."""
+    try:
+        time_s = (read_note(handle, SWEPT_NOTE) or {}).get("time")
+    except BrokenNoteError:
+        return None
+    return float(time_s) if isinstance(time_s, (int, float)) else None

@@ -127,9 +127,10 @@ def _verdict(collector: Collector, stored: Stored | None, trashed: bool, kept_by
         return f"would restore it, for {', '.join(keepers)}" if keepers else "would leave it in trash"
     if keepers:
         return f"would keep it, for {', '.join(keepers)}"
-    if stored.born_s < basis.cutoff_s:
+    later_s = max(0.0, basis.floor_s - stored.born_s)  # a step of the clock that was seen only now
+    if stored.born_s + later_s < basis.cutoff_s:
         return "would trash it: no application keeps it"
-    wait_s = stored.safe_until_s - basis.oldest.snapshot_time
+    wait_s = stored.safe_until_s + later_s - basis.oldest.snapshot_time
     return (
         f"would leave it: no application keeps it, but it is too young; a snapshot {format_duration(round(wait_s))} later "
         f"than that of {basis.oldest.app} would let it go"

@@ -75,7 +75,9 @@ def _not_manifests() -> Iterator[Case]:
         "a stream": lambda w, key: w.redis.xadd(key, {"x": "y"}),
     }
     for name, make in fill.items():
-        yield Case(f"manifest: {name} in Redis", _replaced(lambda w: w.names.manifest_key("shop"), make), "no_keep_set:shop")
+        yield Case(
+            f"manifest: {name} in Redis", _replaced(lambda w: w.names.manifest_key("shop"), make), "no_keep_set:shop"
+        )
     yield Case("manifest: empty", _raw(""), "no_keep_set:shop")
 
 
@@ -95,7 +97,9 @@ def _wrong_fields() -> Iterator[Case]:
             yield Case(f"{name}: missing", _without(name))
         yield Case(f"{name}: null", _fields(**{name: None}))
         yield Case(f"{name}: a list", _fields(**{name: [[]]}))
-        yield Case(f"{name}: a text", _fields(**{name: "\x00"}), "other_store:shop" if name == "store" else "broken:shop")
+        yield Case(
+            f"{name}: a text", _fields(**{name: "\x00"}), "other_store:shop" if name == "store" else "broken:shop"
+        )
     wrong: dict[str, list[Any]] = {
         "version": [0, 2, "1", True, 1.5],
         "generation": ["0" * 31, "0" * 33, "A" * 32, "../" + "0" * 29, "0" * 31 + "\n", 5],
@@ -110,7 +114,9 @@ def _wrong_fields() -> Iterator[Case]:
             yield Case(f"{name}: {value!r}", _fields(**{name: value}))
     yield Case("a field too many", _fields(trust_me=True))
     yield Case("generation of nobody", _fields(generation="0" * 32))
-    yield Case("generation of another application", lambda w: w.set_manifest(generation=w.manifest("blog")["generation"]))
+    yield Case(
+        "generation of another application", lambda w: w.set_manifest(generation=w.manifest("blog")["generation"])
+    )
     yield Case("store: another", _fields(store="f" * 32), "other_store:shop")
     yield Case("store: empty", _fields(store=""), "other_store:shop")
 

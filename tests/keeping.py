@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import redis
 from virtual_time import VirtualClock
 
-from fsworker.collecting import Collector, Run
+from fsworker.collecting import Collector
 from fsworker.config import Settings
 from fsworker.errors import CollectionRefusedError
 from fsworker.keepreader import KeepReader
@@ -22,6 +23,7 @@ from fsworker.model import Hash
 from fsworker.names import Names
 from fsworker.publish import KeepSets, Published
 from fsworker.purge import Purged, purge
+from fsworker.runs import Run
 from fsworker.store import Store
 
 HOUR = 3600.0
@@ -123,8 +125,11 @@ class World:
 
 @contextmanager
 def world(directory: Path, kv: KV, **options: Any) -> Iterator[World]:
-    made = World(directory, kv, **options)
-    try:
-        yield made
-    finally:
-        made.close()
+    """A world for a block; in memory where that is possible, because there is much to sync, and no power cut."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else directory) as place:
+        made = World(Path(place), kv, **options)
+        try:
+            yield made
+        finally:
+            made.close()

@@ -520,6 +520,7 @@ def test_who_may_not_do_it_is_told_so(open_path: Path) -> None:
 
     from fsworker.cli import cli
 
+    dict(cli.commands)  # loaded now: the interpreter may lie where only root gets
     Store.create(open_path / "store", apps=["shop"]).close()
 
     def run(*arguments: str) -> tuple[int, str, bool]:

@@ -214,6 +214,7 @@ def test_a_worker_without_write_permission(command: list[str], store_path: Path,
 _AS_NOBODY = """
 import os, sys
 from fsworker.cli import cli, main
+dict(cli.commands)
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 main()
 """

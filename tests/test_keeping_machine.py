@@ -30,10 +30,10 @@ from stores import sha1
 from virtual_time import virtual_clock
 
 from fsworker import collecting, purge, trash
-from fsworker.collecting import Run
 from fsworker.errors import CollectionRefusedError, KeepSetError
 from fsworker.hold import release, set_hold
 from fsworker.model import Hash
+from fsworker.runs import Run
 
 APPS = ("blog", "shop", "wiki")
 REFUSED = (CollectionRefusedError, KeepSetError)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,6 @@ from typing import Any
 
 import pytest
 from keeping import World, world
-from processes import background
 
 from fsworker import publish as publish_module
 from fsworker.client import Client
@@ -138,8 +139,10 @@ def test_the_time_is_noted_before_the_first_row_is_read(w: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [float("nan"), float("inf"), 0, -1, True, "now", 1e12, datetime(2020, 1, 1)], ids=repr
-)  # noqa: DTZ001
+    "wrong",
+    [float("nan"), float("inf"), 0, -1, True, "now", 1e12, datetime(2020, 1, 1)],  # noqa: DTZ001 - that is what is wrong
+    ids=repr,
+)
 def test_a_snapshot_time_that_cannot_be(w: World, wrong: Any) -> None:
     with pytest.raises(KeepSetError, match="snapshot_time"):
         w.keep("shop").publish(NAMES, snapshot_time=wrong)
@@ -269,43 +272,41 @@ def test_a_client_that_sees_only_its_spool_publishes(w: World) -> None:
     assert in_force(w) == set(NAMES)
 
 
-KILLED = """
-import os, sys, time
-from fsworker import kv
-from fsworker.names import Names
-from fsworker.publish import KeepSets
-url, namespace, store_id, step = sys.argv[1:]
-calls = 0
-def before(name):
-    original = getattr(kv.KV, name)
-    def wrapper(self, *args, **kwargs):
-        global calls
-        calls += 1
-        if calls == int(step):
-            os.kill(os.getpid(), 9)
-        return original(self, *args, **kwargs)
-    setattr(kv.KV, name, wrapper)
-for name in ("time_s", "write_many", "expire_many", "commit", "remove_many"):
-    before(name)
-from fsworker import publish
-publish._WRITE_AT_BYTES = 10_000
-keep = KeepSets("shop", Names(namespace), store_id, lambda: kv.KV(url))
-keep.publish(lambda: (bytes([n % 256, n // 256]) * 10 for n in range(5000)))
-"""
+def publish_in_child(w: World, hashes: list[bytes], kill_at: int) -> int:
+    """Publish in a process of its own, killed before its ``kill_at``-th word to Redis; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            calls = itertools.count(1)
+
+            def before(original: Callable[..., Any]) -> Callable[..., Any]:
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    if next(calls) == kill_at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return original(*args, **kwargs)
+
+                return call
+
+            for name in ("time_s", "write_many", "expire_many", "commit", "remove_many"):
+                setattr(KV, name, before(getattr(KV, name)))
+            publish_module._WRITE_AT_BYTES = 10_000
+            KeepSets("shop", w.names, w.store.config.store_id, lambda: KV(w.kv.url)).publish(lambda: hashes)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_killed_at_every_step_the_old_set_or_the_new_is_in_force(w: World, redis_url: str) -> None:
+def test_killed_at_every_step_the_old_set_or_the_new_is_in_force(w: World) -> None:
     w.keep("shop").publish(lambda: NAMES[:7])
-    step, code = 0, -signal.SIGKILL
-    while code == -signal.SIGKILL:
-        step += 1
-        assert step < 100
-        with background(KILLED, redis_url, w.names.namespace, w.store.config.store_id, step) as process:
-            code = process.wait(30)
+    for step in range(1, 100):
+        code = publish_in_child(w, NAMES, step)
         assert in_force(w) == (set(NAMES[:7]) if code else set(NAMES)), f"killed at step {step}"
         forever = [key for key in keys(w) if w.redis.ttl(key) == -1]
         assert len(forever) == 1 + len(w.part_keys())
-    assert code == 0
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
     assert step > 10
 
 

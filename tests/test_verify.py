@@ -22,10 +22,10 @@ from fsworker.locks import store_lock
 from fsworker.model import Hash
 from fsworker.objects import ObjectStore
 from fsworker.tempdirs import BaseTempDir
-from fsworker.verification import settling
+from fsworker.verification import content as contents
 from fsworker.verification.copies import Mirror
+from fsworker.verification.desk import Policy
 from fsworker.verification.findings import KINDS, Finding
-from fsworker.verification.settling import Policy
 from fsworker.verification.whole import Options, verify_all, verify_hashes
 
 CHURN = """
@@ -136,7 +136,7 @@ def test_no_false_finding_while_files_come_go_and_come_back(tmp_path: Path) -> N
     plant = make(tmp_path, 300)
     with background(CHURN, plant.root, 1) as first, background(CHURN, plant.root, 2) as second:
         assert all(process.stdout and process.stdout.readline() == "ready\n" for process in (first, second))
-        until_s = time.monotonic() + 5
+        until_s = time.monotonic() + 3
         rounds = 0
         while time.monotonic() < until_s:
             assert verify(plant, repair=True, processes=1 + rounds % 2) == []
@@ -163,13 +163,13 @@ def test_a_mismatch_that_is_not_there_at_the_second_reading_moves_nothing(
     plant = make(tmp_path, 5)
     data, path = plant.victim()
     plant.rot(path, b"a bit flips in memory")
-    mended = settling.drop_cache
+    mended = contents.drop_cache
 
     def mend(fd: int) -> None:
         plant.rot(path, data)
         mended(fd)
 
-    monkeypatch.setattr(settling, "drop_cache", mend)
+    monkeypatch.setattr(contents, "drop_cache", mend)
     (finding,) = verify(plant, repair=True)
     assert (finding.kind, finding.action) == ("unstable", "reported")
     assert path.read_bytes() == data
@@ -179,20 +179,20 @@ def test_a_file_that_an_ingest_heals_meanwhile_is_left_alone(tmp_path: Path, mon
     plant = make(tmp_path, 5)
     data, path = plant.victim()
     plant.rot(path, b"rot")
-    drop = settling.drop_cache
+    drop = contents.drop_cache
 
     def heal_first(fd: int) -> None:
         with ObjectStore(plant.root) as other:
             other.put(data)
         drop(fd)
 
-    monkeypatch.setattr(settling, "drop_cache", heal_first)
+    monkeypatch.setattr(contents, "drop_cache", heal_first)
     assert verify(plant, repair=True) == []
     assert path.read_bytes() == data
 
 
 def test_when_everything_seems_rotten_it_is_not_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "MAX_ROTTEN", 10)
+    monkeypatch.setattr(contents, "MAX_ROTTEN", 10)
     plant = make(tmp_path, 100)
     for _ in range(60):
         _, path = plant.victim()

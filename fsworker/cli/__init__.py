@@ -5,27 +5,69 @@ Exit codes: 0 done; 1 found problems, refused, or something is away for now; 2 u
 
 from __future__ import annotations
 
+import importlib
+import os
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
 import click
 
 import fsworker
-from fsworker.cli.acl import acl
-from fsworker.cli.apps import app_group, init
-from fsworker.cli.demo import demo
-from fsworker.cli.errors import error_group
-from fsworker.cli.export import export
-from fsworker.cli.gc import gc
-from fsworker.cli.hold import hold
-from fsworker.cli.import_ import import_command
-from fsworker.cli.ingest import ingest
-from fsworker.cli.keep import keep_group, process_start_s
-from fsworker.cli.run import beat, up, worker
-from fsworker.cli.stats import stats
-from fsworker.cli.trash import trash_group
-from fsworker.cli.verify import verify
-from fsworker.cli.why import why
+
+_HOMES = {
+    "init": "apps:init",
+    "app": "apps:app_group",
+    "up": "run:up",
+    "demo": "demo:demo",
+    "worker": "run:worker",
+    "beat": "run:beat",
+    "ingest": "ingest:ingest",
+    "keep": "keep:keep_group",
+    "gc": "gc:gc",
+    "trash": "trash:trash_group",
+    "error": "errors:error_group",
+    "verify": "verify:verify",
+    "why": "why:why",
+    "hold": "hold:hold",
+    "stats": "stats:stats",
+    "doctor": "doctor:doctor",
+    "health": "health:health",
+    "acl": "acl:acl",
+    "import": "import_:import_command",
+    "export": "export:export",
+}
+"""Each command's module in this package, and its name there."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(MutableMapping[str, click.Command]):
+    """The commands by name, each loaded when it is asked for: ``health``, which is asked for all day, needs no Celery."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            module, _, attribute = _HOMES[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("commands stay")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded or name in _HOMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**_HOMES, **self._loaded})
+
+    def __len__(self) -> int:
+        return len({**_HOMES, **self._loaded})
+
+
+@click.group(commands=Commands(), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(fsworker.__version__, prog_name="fsworker")
 def cli() -> None:
     """Uploads in, hashes and thumbnails out: a Celery worker around a FileStruct store.
@@ -41,13 +83,15 @@ def cli() -> None:
     """
 
 
-for _command in (
-    *(init, app_group, up, demo, worker, beat, ingest, keep_group, gc, trash_group, error_group),
-    *(verify, why, hold, stats, acl, import_command, export),
-):
-    cli.add_command(_command)
-
-
 def main() -> None:
     """The entry point of the script ``fsworker``."""
     cli.main(prog_name="fsworker", obj=process_start_s())
+
+
+def process_start_s() -> float:
+    """When this process was started, in seconds since boot (field 22 of ``/proc/self/stat``, proc_pid_stat(5)).
+
+    That field is cut to a hundredth of a second; this is the end of that hundredth.
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[19]) + 1) / os.sysconf("SC_CLK_TCK")

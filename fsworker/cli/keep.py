@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from fsworker.basis import ageing
@@ -74,15 +74,6 @@ def publish(
         click.echo(f"{done.count:,} hashes of {app} are in force, as of {utc(done.snapshot_time)}")
 
 
-def process_start_s() -> float:
-    """When this process was started, in seconds since boot (field 22 of ``/proc/self/stat``, proc_pid_stat(5)).
-
-    That field is cut to a hundredth of a second; this is the end of that hundredth.
-    """
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[19]) + 1) / os.sysconf("SC_CLK_TCK")
-
-
 def _running_for_s() -> float:
     """How long ago the command was started, the interpreter's own start included; 0 when it is not a process of its own."""
     started_s = click.get_current_context().find_root().obj
@@ -130,7 +121,7 @@ def _print_table(found: list[Found], now_s: float) -> None:
         table.add_column(column, justify="right" if column == "Hashes" else "left")
     for each in found:
         if each.manifest is None:
-            table.add_row(each.app, "–", "–", "–", each.problem or "never published, or flushed")
+            table.add_row(each.app, "–", "–", "–", escape(each.problem or "never published, or flushed"))
         else:
             age = format_duration(max(0, round(now_s - each.manifest.snapshot_time)))
             table.add_row(each.app, f"{each.manifest.count:,}", utc(each.manifest.snapshot_time), age, "")

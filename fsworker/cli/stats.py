@@ -26,9 +26,11 @@ from fsworker.kv import KV
 from fsworker.names import Names
 from fsworker.objects import ObjectStore
 from fsworker.refusals import ROLES, refusals
+from fsworker.runs import read_run
 from fsworker.spool import SpoolDirectory
 from fsworker.state import find_redis_url, state_directory
 from fsworker.upkeep import read_last
+from fsworker.verification.part import coverage, limits_of
 
 
 @click.command()
@@ -61,6 +63,8 @@ def stats(store: Path | None, as_json: bool) -> None:
             "refused": refusals(kv, names),
             **_keep_sets(handle, kv, names, settings),
             "last_runs": read_last(handle),
+            "verification": _verification(handle, settings),
+            "collection": None if (run := read_run(handle)) is None else run.as_json(),
         }
     if as_json:
         print_json(tree)
@@ -80,6 +84,8 @@ def stats(store: Path | None, as_json: bool) -> None:
             else keep_set["state"]
         )
         out.print(f"Keep-set {app}: {said}")
+    if (seen := tree["verification"]) is not None:
+        out.print(f"Verified {seen['directories']} of 256 directories{_oldest(seen)}; {len(seen['findings'])} found lately")
     for warning in tree["warnings"]:
         out.print(f"Warning  {warning}", soft_wrap=True, markup=False)
     for queue, reasons in tree["refused"].items():
@@ -103,6 +109,18 @@ def _count(handle: ObjectStore) -> tuple[int, int]:
         if status is not None:
             files, size_bytes = files + 1, size_bytes + status.st_size
     return files, size_bytes
+
+
+def _oldest(seen: dict[str, Any]) -> str:
+    return "" if seen["oldest_age"] is None else f", the oldest {seen['oldest_age'] / 3600:.1f} h ago"
+
+
+def _verification(handle: ObjectStore, settings: Settings) -> dict[str, Any] | None:
+    """How far verification is; ``None`` where ``Lock/`` is closed to who asks."""
+    try:
+        return coverage(handle, limits_of(settings)).as_json()
+    except PermissionError:
+        return None
 
 
 def _spooled(handle: ObjectStore, app: str) -> dict[str, int]:

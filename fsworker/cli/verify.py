@@ -29,10 +29,10 @@ from fsworker.errors import ConfigError, InvalidHashError
 from fsworker.model import Hash, parse_hash
 from fsworker.objects import ObjectStore
 from fsworker.verification.copies import Mirror
+from fsworker.verification.desk import Policy
 from fsworker.verification.findings import Finding, printable
 from fsworker.verification.history import PAIRS
 from fsworker.verification.mirror import compare
-from fsworker.verification.settling import Policy
 from fsworker.verification.whole import OnProgress, Options, Report, no_progress, verify_all, verify_hashes
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -208,16 +208,24 @@ def _beyond(entry: Verified, rate_bytes_s: float) -> float:
     return entry.took_s if entry.took_s > 1.2 * entry.size_bytes / rate_bytes_s else 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Coverage:
-    """How far verification is, for people: ``stats`` and reports."""
+    """How far verification is, for people.
 
-    oldest_s: float | None
-    """When the least recently verified directory was; ``None``: there is one that never was."""
-    verified: int
+    ``directories``: how many of the 256 were verified at all; ``oldest_age_s``: since the least recently verified one was,
+    ``None`` where one never was; ``left_s``: until all that is due is verified; ``findings``: the last ones, as JSON.
+    """
+
+    directories: int
+    oldest_age_s: float | None
     left_s: float
     findings: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return asdict(self)
+        return {
+            "directories": self.directories,
+            "oldest_age": self.oldest_age_s,
+            "seconds_left": round(self.left_s),
+            "findings": self.findings,
+        }

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -254,6 +255,14 @@ def _kind_of_entry(entry: os.DirEntry[str], prefix: str) -> str | None:
     if entry.is_dir(follow_symlinks=False):
         return None if len(prefix) < 4 and _PAIR.match(name) else "stray-directory"
     return "special-file"
+
+
+def clock_of(handle: StoreHandle) -> float:
+    """The store's *now*; by this host's clock for who may only read, and cannot ask the filesystem."""
+    try:
+        return handle.recent_clock()
+    except OSError:
+        return time.time()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fsworker.objects import ObjectStore
 from fsworker.spool import STORE_NOTE, Entry, SpoolDirectory, request_name
 from fsworker.tempdirs import LEFTOVER_AGE_S
 from fsworker.verification.findings import Finding
-from fsworker.verification.judging import opened_directory
+from fsworker.verification.judging import clock_of, opened_directory
 from fsworker.verification.quarantine import quarantine
 
 RECENT_UPLOAD_S = 3600.0
@@ -44,7 +44,7 @@ class Leftover:
 
 def look(store: ObjectStore) -> list[Leftover]:
     """One look at ``Temp/`` and the spool. What this process may not list is not looked at."""
-    now_s = store.recent_clock()
+    now_s = clock_of(store)
     return [*_look_at_temp(store, now_s), *_look_at_spool(store, now_s)]
 
 
@@ -67,7 +67,7 @@ def _settle(store: ObjectStore, leftover: Leftover, *, repair: bool, min_age_s: 
     if not repair or finding.is_note:
         yield finding
         return
-    age_s = store.recent_clock() - leftover.seen.st_ctime
+    age_s = clock_of(store) - leftover.seen.st_ctime
     if leftover.kind == "unrequested-upload" and age_s < min_age_s:
         yield replace(finding, action="waits")
     elif hold.current(store) is not None:

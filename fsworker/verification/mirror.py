@@ -16,7 +16,7 @@ from fsworker.model import Hash
 from fsworker.objects import ObjectStore
 from fsworker.verification.copies import Mirror
 from fsworker.verification.findings import Finding, Suspicion
-from fsworker.verification.judging import LENIENT, Judge, Tally
+from fsworker.verification.judging import LENIENT, Judge, Tally, clock_of
 from fsworker.verification.kindly import KindReader, drop_cache
 from fsworker.verification.pace import Pace
 from fsworker.verification.scanning import Scanners
@@ -78,7 +78,7 @@ def compare(
 def _differences(store: ObjectStore, judge: Judge, pair: str) -> Iterator[Finding]:
     theirs = {name for second in judge.seconds(pair).names for name in judge.names(pair, second).names}
     ours = set(store.names_in(pair))
-    now_s = store.recent_clock()
+    now_s = clock_of(store)
     for name in sorted(ours - theirs):
         status = store.status(name)
         if status is not None:  # else it was collected meanwhile

@@ -29,12 +29,13 @@ from fsworker.tempdirs import LEFTOVER_AGE_S
 from fsworker.verification import history as histories
 from fsworker.verification import leftovers
 from fsworker.verification.copies import Mirror
+from fsworker.verification.desk import Desk, Policy
 from fsworker.verification.findings import Finding, Suspicion
 from fsworker.verification.history import Coverage, Cursor, History, Limits, Plan, Verified
-from fsworker.verification.judging import Judge, expected_of
+from fsworker.verification.judging import Judge, clock_of, expected_of
 from fsworker.verification.kindly import KindReader, LowPriority
 from fsworker.verification.pace import Pace
-from fsworker.verification.settling import Policy, Settler
+from fsworker.verification.settling import Settler
 from fsworker.verification.whole import BETWEEN_LOOKS_S, only_one
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class _Part:
         mirror = self._open_mirror()
         try:
             policy = Policy(repair=True, min_stray_age_s=LEFTOVER_AGE_S)
-            self._settler = Settler(self._store, self._judge, policy, mirror)
+            self._settler = Settler(Desk(self._store, self._judge, policy, mirror))
             self._work()
         finally:
             if mirror is not None:
@@ -229,7 +230,7 @@ class _Part:
             self._report.files + tally.files,
             self._report.size_bytes + tally.size_bytes,
         )
-        self._settler.files_read += tally.files
+        self._settler.desk.files_read += tally.files
         for suspicion in tally.suspicions:
             self._settle(suspicion)
 
@@ -294,12 +295,12 @@ def _index_from(names: Sequence[str], second: str) -> int:
 
 def coverage(store: ObjectStore, limits: Limits) -> Coverage:
     """How far scheduled verification is, and what it found last. Changes nothing."""
-    now_s = store.probe_clock()
+    now_s = clock_of(store)
     history: History = histories.load(store, now_s)
     times = [history.of(pair).at_s for pair in histories.PAIRS]
     return Coverage(
-        oldest_s=min(times) or None,
-        verified=sum(1 for at_s in times if at_s),
+        oldest_age_s=now_s - min(times) if all(times) else None,
+        directories=sum(1 for at_s in times if at_s),
         left_s=histories.plan(history, now_s, limits).left_s,
         findings=history.findings,
     )

@@ -97,7 +97,7 @@ class Scanners:
                 assert isinstance(ready, Connection)
                 try:
                     pair, answer = ready.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):
                     raise UnavailableError(
                         "a process that verified was killed (out of memory?); run the verification again"
                     ) from None
@@ -139,7 +139,7 @@ class Scanners:
 
 def _give(connection: Connection, waiting: list[str], busy: dict[Connection, int]) -> None:
     if waiting:
-        with suppress(BrokenPipeError):  # killed: reading from it says so
+        with suppress(ConnectionError):  # killed: reading from it says so
             connection.send(waiting.pop())
         busy[connection] += 1
 
@@ -152,7 +152,7 @@ def _serve(judge: Judge, threads: int, connection: Connection, inherited: list[C
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     for other in inherited:
         other.close()
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         while True:
             _serve_one(judge, threads, connection, connection.recv())
 

@@ -20,13 +20,14 @@ from fsworker.objects import ObjectStore
 from fsworker.verification import history as histories
 from fsworker.verification import leftovers
 from fsworker.verification.copies import Mirror, good_copy
+from fsworker.verification.desk import Desk, Policy
 from fsworker.verification.findings import Finding, Suspicion
 from fsworker.verification.history import Verified
-from fsworker.verification.judging import Judge, Tally, expected_of
+from fsworker.verification.judging import Judge, Tally, clock_of, expected_of
 from fsworker.verification.kindly import KindReader
 from fsworker.verification.pace import Pace
 from fsworker.verification.scanning import Scanners
-from fsworker.verification.settling import Policy, Settler
+from fsworker.verification.settling import Settler
 
 LOCK = "verify"
 BETWEEN_LOOKS_S = 1.0
@@ -144,13 +145,13 @@ class _Whole:
         rate = options.rate_bytes_s
         share = None if rate is None else rate / options.processes
         self._judge = judge_of(store, share)
-        self._settler = Settler(store, judge_of(store), options.policy, mirror)
+        self._settler = Settler(Desk(store, judge_of(store), options.policy, mirror))
         self._seen: dict[str, Verified] = {}
         self._unsettled: set[str] = set()
 
     def run(self, pairs: Sequence[str] | None) -> Report:
         begun_s = time.monotonic()
-        now_s = self._now_s()
+        now_s = clock_of(self._store)
         mark = _mark(self._store)
         with Scanners(self._judge, self._options.processes, self._options.threads) as scanners:
             whole = pairs is None
@@ -177,7 +178,7 @@ class _Whole:
         def report(pair: str, tally: Tally) -> None:
             self._report.files += tally.files
             self._report.size_bytes += tally.size_bytes
-            self._settler.files_read += tally.files
+            self._settler.desk.files_read += tally.files
             seen = self._seen.get(pair, Verified())
             self._seen[pair] = Verified(files=seen.files + tally.files, size_bytes=seen.size_bytes + tally.size_bytes)
             for suspicion in tally.suspicions:
@@ -197,12 +198,6 @@ class _Whole:
         if finding.action in ("reported", "waits", "failed"):
             self._unsettled.add(finding.path[len(layout.DATA) + 1 :][:2])
         self._tell(finding)
-
-    def _now_s(self) -> float:
-        try:
-            return self._store.probe_clock()
-        except OSError:  # a reader cannot ask the filesystem, and notes no times either
-            return time.time()
 
     def _remember(self, pairs: Sequence[str], now_s: float) -> None:
         """Note what was verified; whoever may only read the store does without.
@@ -231,7 +226,7 @@ def verify_hashes(
     report = Report()
     begun_s = time.monotonic()
     judge = judge_of(store)
-    settler = Settler(store, judge, policy, mirror)
+    settler = Settler(Desk(store, judge, policy, mirror))
 
     def found(finding: Finding) -> None:
         report.count(finding)
@@ -242,7 +237,7 @@ def verify_hashes(
             path = layout.data_name(name)
             tally = judge.judge_path(path)
             report.files, report.size_bytes = report.files + tally.files, report.size_bytes + tally.size_bytes
-            settler.files_read += tally.files
+            settler.desk.files_read += tally.files
             suspicions = tally.suspicions or list(_in_the_way(judge, path, tally))
             for suspicion in suspicions:
                 for finding in settler.settle(suspicion):
