@@ -119,6 +119,7 @@ INGEST_VALIDATORS: Mapping[str, Validator] = {
 }
 """The tasks on an application's queue, and what checks their arguments before they may become a task."""
 
+
 def _only(name: str, is_right: Callable[[Any], bool]) -> Validator:
     def check(kwargs: dict[str, Any]) -> None:
         if set(kwargs) != {name} or not is_right(kwargs[name]):

@@ -96,7 +96,9 @@ def test_a_worker_of_a_store_without_applications_waits_for_one(tmp_path: Path) 
         assert "ended with status" not in stack.log()
 
 
-def test_log_lines_as_json_carry_no_secret(store: Store, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_as_json_carry_no_secret(
+    store: Store, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FSWORKER_LOG_JSON", "true")
     with celery_worker(store, redis_url, "json", tmp_path / "log", "--concurrency=1") as client:
         name = client.ingest(b"logged").get().hash

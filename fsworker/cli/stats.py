@@ -85,7 +85,9 @@ def stats(store: Path | None, as_json: bool) -> None:
         )
         out.print(f"Keep-set {app}: {said}")
     if (seen := tree["verification"]) is not None:
-        out.print(f"Verified {seen['directories']} of 256 directories{_oldest(seen)}; {len(seen['findings'])} found lately")
+        out.print(
+            f"Verified {seen['directories']} of 256 directories{_oldest(seen)}; {len(seen['findings'])} found lately"
+        )
     for warning in tree["warnings"]:
         out.print(f"Warning  {warning}", soft_wrap=True, markup=False)
     for queue, reasons in tree["refused"].items():
