@@ -35,7 +35,7 @@ from fsworker.kv import KV, connect
 from fsworker.names import Names
 from fsworker.objects import ObjectStore
 from fsworker.store import Store
-from fsworker.upkeep import last_sweep_s, note_sweep
+from fsworker.upkeep import last_sweep_s, note_last, note_sweep
 
 __all__ = ["open_path"]
 
@@ -291,9 +291,12 @@ class Users:
                 self.admin.execute_command("ACL", "SETUSER", name, *_joined(rules))
         self.path = server.socket_path
 
-    def look(self, user: str) -> list[str]:
+    def url(self, user: str) -> str:
         password = self.passwords[user].replace(" ", "%20")
-        kv = KV(f"redis+socket://{user}:{password}@{self.path}?virtual_host=0")
+        return f"redis+socket://{user}:{password}@{self.path}?virtual_host=0"
+
+    def look(self, user: str) -> list[str]:
+        kv = KV(self.url(user))
         found = broker.look_at_redis(kv, self.names, self.apps, private=False)
         return [f"{f.level} {f.what}" for f in found if f.level != "ok"]
 
@@ -468,6 +471,25 @@ def test_a_hold_is_mentioned(store: Store) -> None:
     assert levels(running.collections(store)) == []
     set_hold(store, 3600)
     assert "fsworker hold release" in only(running.collections(store)).fix
+
+
+def test_what_is_unreferenced_but_young_is_told(w: World) -> None:
+    w.put("kept by nobody, and made just now")
+    w.publish_all()
+    note_last(w.store, "collect", w.collect().as_json())
+    (found,) = running.collections(w.store)
+    assert found.level == "ok"
+    assert "the last one left 1 unreferenced" in found.what
+
+
+def test_the_maintenance_user_may_look_at_everything(w: World, server: EmbeddedServer) -> None:
+    users = Users(server, w.names, ["blog", "shop"])
+    kv = KV(users.url(f"{w.names.namespace}-maintenance"))
+    found = levels(running.look_at_clocks_and_keep_sets(w.store, kv, w.names, w.settings))
+    kv.close()
+    assert [each for each in found if each.startswith("problem")] == []
+    assert "ok queues" in found
+    assert found.count("warning keep-sets") == 2  # nobody has published
 
 
 # As it is typed

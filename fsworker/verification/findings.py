@@ -56,7 +56,10 @@ KINDS = {
     # leftovers
     "temp-leftover": Kind("a process died and left it in Temp/", f"{_REPAIR}, which moves it to Error/"),
     "temp-stray": Kind("nothing of that name belongs into Temp/", f"{_REPAIR}, which moves it to Error/"),
-    "unrequested-upload": Kind("no request names this upload", "ask its application; it goes to Error/ in the end"),
+    "unrequested-upload": Kind(
+        "no request names this upload",
+        f"ask its application; when it is a day old, {_REPAIR}, which moves it to Error/",
+    ),
     "recent-upload": Kind(
         "no request names this upload; its message may still be on the way", "nothing, unless it stays", is_note=True
     ),

@@ -48,27 +48,26 @@ def look(store: ObjectStore) -> list[Leftover]:
     return [*_look_at_temp(store, now_s), *_look_at_spool(store, now_s)]
 
 
-def settle(
-    store: ObjectStore, first: list[Leftover], *, repair: bool, min_age_s: float = LEFTOVER_AGE_S
-) -> Iterator[Finding]:
+def settle(store: ObjectStore, first: list[Leftover], *, repair: bool, move_uploads: bool = True) -> Iterator[Finding]:
     """Look a second time, and report what was there both times. With ``repair`` it goes to ``Error/``.
 
-    Uploads go only when their inode has not changed for ``min_age_s``: a message may be on its way. ``first`` must be
-    some time old: a temp directory is locked at once, but after it was made.
+    Uploads go only when their inode is a day old, and only if a person asked (``move_uploads``): messages may wait in the
+    queue as long as no worker runs. ``first`` must be some time old: a temp directory is locked only after it was made.
     """
     before = {leftover.identity for leftover in first}
     for leftover in look(store):
         if leftover.identity in before:
-            yield from _settle(store, leftover, repair=repair, min_age_s=min_age_s)
+            may_move = repair and (move_uploads or leftover.kind != "unrequested-upload")
+            yield from _settle(store, leftover, may_move=may_move)
 
 
-def _settle(store: ObjectStore, leftover: Leftover, *, repair: bool, min_age_s: float) -> Iterator[Finding]:
+def _settle(store: ObjectStore, leftover: Leftover, *, may_move: bool) -> Iterator[Finding]:
     finding = Finding(leftover.path, leftover.kind, detail=_describe(leftover.seen))
-    if not repair or finding.is_note:
+    if not may_move or finding.is_note:
         yield finding
         return
     age_s = clock_of(store) - leftover.seen.st_ctime
-    if leftover.kind == "unrequested-upload" and age_s < min_age_s:
+    if leftover.kind == "unrequested-upload" and age_s < LEFTOVER_AGE_S:
         yield replace(finding, action="waits")
     elif hold.current(store) is not None:
         yield replace(finding, action="waits", detail=f"{finding.detail}; a hold is in force")

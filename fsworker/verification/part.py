@@ -176,7 +176,7 @@ class _Part:
                 self._clock.sleep(max(0.0, BETWEEN_LOOKS_S - self._spent_s()))
             for suspicion in self._judge.pairs().suspicions:
                 self._settle(suspicion)
-            for finding in leftovers.settle(self._store, first, repair=True):
+            for finding in leftovers.settle(self._store, first, repair=True, move_uploads=False):
                 self._found(finding)
             self._history.leftovers_s = self._now_s
 
