@@ -26,6 +26,7 @@ from fsworker.verification import content as contents
 from fsworker.verification.copies import Mirror
 from fsworker.verification.desk import Policy
 from fsworker.verification.findings import KINDS, Finding
+from fsworker.verification.quarantine import quarantine
 from fsworker.verification.whole import Options, verify_all, verify_hashes
 
 CHURN = """
@@ -213,6 +214,17 @@ def test_rot_in_a_large_file_is_found(tmp_path: Path) -> None:
     data[9 << 20] ^= 1
     plant.rot(path, bytes(data))
     assert [finding.kind for finding in verify(plant)] == ["rotten"]
+
+
+def test_what_is_another_inode_by_now_is_not_taken_away(tmp_path: Path) -> None:
+    plant = make(tmp_path, 3)
+    data, path = plant.victim()
+    _, other = plant.victim()
+    with ObjectStore(plant.root) as store:
+        assert quarantine(store, plant.relative(path), other.stat(), "bad", name=Hash(path.name)) is None
+        assert quarantine(store, "Data/zz", other.stat(), "bad") is None
+    assert path.read_bytes() == data
+    assert os.listdir(plant.root / "Error") == []
 
 
 # -- healing -----------------------------------------------------------------------------------------------------------
@@ -421,18 +433,13 @@ def test_the_command_compares_a_backup(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     plant = make(tmp_path, 300)
-    words = [
-        sys.executable,
-        "-m",
-        "fsworker",
-        "verify",
-        "--store",
-        str(plant.root),
-        "--rate",
-        "1kB",
-        "--processes",
-        "2",
-    ]
+    code = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it from birth\n"
+        "from fsworker.cli import main\n"
+        "main()\n"
+    )
+    words = [sys.executable, "-c", code, "verify", "--store", str(plant.root), "--rate", "1kB", "--processes", "2"]
     process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     until_s = time.monotonic() + 20

@@ -206,13 +206,20 @@ def test_beside_another_verification_a_part_does_nothing(tmp_path: Path) -> None
     assert (report.files, bool(report.skipped)) == (0, True)
 
 
-def test_what_it_finds_it_heals_or_quarantines_but_young_strays_wait(tmp_path: Path) -> None:
+def test_what_it_finds_it_heals_or_quarantines_but_what_may_be_in_use_waits(tmp_path: Path) -> None:
     plant = make(tmp_path, 20)
-    damages = [
-        DAMAGES[name](plant) for name in ("flipped_with_a_copy_in_trash", "emptied", "a_file_in_data", "writable")
-    ]
+    names = (
+        "flipped_with_a_copy_in_trash",
+        "emptied",
+        "a_file_in_data",
+        "writable",
+        "an_upload_that_nobody_asked_for",
+        "a_dead_process_in_temp",
+    )
+    damages = [DAMAGES[name](plant) for name in names]
+    otherwise = {"stray-file": "waits", "unrequested-upload": "reported"}
     actions = {finding.path: finding.action for finding in tick(plant).findings}
-    assert actions == {d.path: "waits" if d.kind == "stray-file" else d.action for d in damages}
+    assert actions == {d.path: otherwise.get(d.kind, d.action) for d in damages}
     noted = history_of(plant).findings
     assert {entry["path"] for entry in noted} == set(actions)
     assert all(entry["advice"] for entry in noted)

@@ -84,12 +84,6 @@ class Tally:
     size_bytes: int = 0
     suspicions: list[Suspicion] = field(default_factory=list)
 
-    def add(self, other: Tally) -> None:
-        """Count another look in."""
-        self.files += other.files
-        self.size_bytes += other.size_bytes
-        self.suspicions += other.suspicions
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -121,24 +115,23 @@ class Judge:
         """``Data/da/39/``: its hashes, in order."""
         return self._list(f"{layout.DATA}/{pair}/{second}", pair + second)
 
-    def judge_second(self, pair: str, second: str) -> Tally:
-        """Look at everything in ``Data/da/39/``."""
+    def judge_second(self, tally: Tally, pair: str, second: str) -> None:
+        """Look at everything in ``Data/da/39/``, and count it into ``tally``."""
         directory = f"{layout.DATA}/{pair}/{second}"
-        tally = Tally()
         try:
             fd = os.open(directory, _OPEN_DIRECTORY, dir_fd=self.root_fd)
         except OSError as error:
             tally.suspicions += _unlisted(directory, error)
-            return tally
+            return
         try:
-            names, tally.suspicions = self._look_into(fd, directory, pair + second)
+            names, suspicions = self._look_into(fd, directory, pair + second)
+            tally.suspicions += suspicions
             for name in names:
                 self._judge_into(tally, fd, directory, name)
         except OSError as error:
             tally.suspicions += _unlisted(directory, error)
         finally:
             os.close(fd)
-        return tally
 
     def _list(self, path: str, prefix: str) -> Listing:
         try:

@@ -54,7 +54,7 @@ def scan_pair(judge: Judge, pair: str, threads: int = _THREADS) -> Iterator[Tall
 def _scan_seconds(judge: Judge, pair: str, seconds: Sequence[str]) -> Tally:
     tally = Tally()
     for second in seconds:
-        tally.add(judge.judge_second(pair, second))
+        judge.judge_second(tally, pair, second)
     return tally
 
 
