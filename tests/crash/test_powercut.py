@@ -130,13 +130,16 @@ def test_no_power_cut_loses_what_was_acknowledged(image: Path, durability: str) 
 
 
 def test_the_cut_is_real(image: Path) -> None:
-    """Without syncs, words are broken: the check can fail."""
+    """Without syncs, words are broken: the check can fail. (The kernel may happen to have written all: then again.)"""
     with mounted(image) as mount:
         create_store(mount / "store", apps=[])
-    with mounted(image) as mount:
-        said = acknowledged_before_the_cut(mount / "store", "none", lambda: cut_power(mount), 50)
-    with mounted(image) as mount, ObjectStore(mount / "store") as store:
-        assert said - set(store)
+    for _ in range(5):
+        with mounted(image) as mount:
+            said = acknowledged_before_the_cut(mount / "store", "none", lambda: cut_power(mount), 50)
+        with mounted(image) as mount, ObjectStore(mount / "store") as store:
+            if said - set(store):
+                return
+    raise AssertionError("five cuts without syncs lost nothing")
 
 
 @pytest.mark.parametrize("image", ["xfs"], indirect=True)
