@@ -6,9 +6,12 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 STAMP = "20200101000000-00000000-00000001"
 OLD_S = 1_600_000_000
@@ -416,3 +419,13 @@ def copy(source: Path, target: Path) -> Path:
     """A backup, as ``rsync -a`` makes it."""
     shutil.copytree(source, target, symlinks=True)
     return target
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory on tmpfs, where syncs and many files cost nothing."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fsworker-test-") as name:
+        yield Path(name)

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from damage import STAMP, Damage, Plant, all_bytes, content, plant_all, sha1
+from click.testing import CliRunner, Result
+from damage import STAMP, Damage, Plant, all_bytes, content, memory_path, plant_all, sha1
 from processes import ENVIRONMENT, background
 
 from fsworker import hold
+from fsworker.cli import cli
 from fsworker.create import create_store
 from fsworker.errors import ConfigError, VerificationRunningError
 from fsworker.handle import SYNC_FAILED_MARK
@@ -28,6 +30,8 @@ from fsworker.verification.desk import Policy
 from fsworker.verification.findings import KINDS, Finding
 from fsworker.verification.quarantine import quarantine
 from fsworker.verification.whole import Options, verify_all, verify_hashes
+
+__all__ = ["memory_path"]
 
 CHURN = """
 import os, random, sys
@@ -85,9 +89,9 @@ def test_a_healthy_store_is_clean(tmp_path: Path) -> None:
     assert not list((tmp_path / "store/Error").iterdir())
 
 
-def test_every_kind_of_damage_in_a_store_of_ten_thousand_files_in_use(tmp_path: Path) -> None:
+def test_every_kind_of_damage_in_a_store_of_ten_thousand_files_in_use(memory_path: Path) -> None:
     count = 10_000
-    plant = make(tmp_path, count)
+    plant = make(memory_path, count)
     damages = plant_all(plant)
     assert len(damages) >= 20
     assert len({damage.kind for damage in damages}) >= 15
@@ -263,6 +267,18 @@ def test_a_cut_off_file_is_said_to_be_one(tmp_path: Path) -> None:
     assert "cut off: 100 of 300 bytes" in finding.message
 
 
+def test_a_copy_that_rotted_too_heals_nothing(tmp_path: Path) -> None:
+    plant = make(tmp_path, 5)
+    data, path = plant.victim()
+    plant.rot(path, b"rot")
+    plant.trash(data, b"rot in trash")
+    plant.back_up(data, b"rot in the mirror")
+    (finding,) = verify(plant, repair=True)
+    assert finding.action == "quarantined"
+    assert not path.exists()
+    assert {b"rot", b"rot in trash"} <= all_bytes(plant.root)
+
+
 def test_a_healed_files_copy_in_trash_stays(tmp_path: Path) -> None:
     plant = make(tmp_path, 5)
     data, path = plant.victim()
@@ -307,6 +323,7 @@ def test_what_is_in_use_is_no_leftover(tmp_path: Path) -> None:
     plant = make(tmp_path, 1)
     with ObjectStore(plant.root) as store, BaseTempDir(store) as temp:
         temp.path("a").write_bytes(b"x")
+        assert verify(plant) == []
         assert verify(plant, repair=True) == []
     assert verify(plant, repair=True) == []
 
@@ -343,7 +360,7 @@ def test_a_second_verification_says_so_and_stops(tmp_path: Path) -> None:
     with ObjectStore(plant.root) as store, store_lock(store.fd, "verify", store.modes.lock_file):
         with pytest.raises(VerificationRunningError, match="another verification"):
             verify(plant)
-        assert command(plant, "verify").returncode == 1
+        assert command(plant, "verify").exit_code == 1
 
 
 def test_a_whole_verification_removes_the_mark_of_a_failed_sync(tmp_path: Path) -> None:
@@ -377,9 +394,9 @@ def test_a_killed_scanner_is_an_error_not_a_clean_store(tmp_path: Path) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def command(plant: Plant, *arguments: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "fsworker", *arguments, "--store", str(plant.root)]
-    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+def command(plant: Plant, *arguments: str) -> Result:
+    """Run the command in this process (``test_ctrl_c_leaves_no_process`` runs a real one)."""
+    return CliRunner().invoke(cli, [*arguments, "--store", str(plant.root)])
 
 
 def test_the_command_reports_repairs_and_is_clean_then(tmp_path: Path) -> None:
@@ -387,16 +404,16 @@ def test_the_command_reports_repairs_and_is_clean_then(tmp_path: Path) -> None:
     _, path = plant.victim()
     plant.rot(path, b"rot")
     looked = command(plant, "verify")
-    assert looked.returncode == 1
+    assert looked.exit_code == 1
     assert f"{path.name}: rotten" in looked.stdout
     assert "fsworker verify --repair" in looked.stdout
     repaired = command(plant, "verify", "--repair", "--json")
-    assert repaired.returncode == 1
+    assert repaired.exit_code == 1
     document = json.loads(repaired.stdout)
     assert [(f["hash"], f["kind"], f["action"]) for f in document["findings"]] == [(path.name, "rotten", "quarantined")]
     assert document["store"]["files"] == 200
     clean = command(plant, "verify", "--json")
-    assert clean.returncode == 0
+    assert clean.exit_code == 0
     assert json.loads(clean.stdout)["findings"] == []
 
 
@@ -404,11 +421,11 @@ def test_the_command_takes_hashes_and_shards(tmp_path: Path) -> None:
     plant = make(tmp_path)
     _, path = plant.victim()
     plant.rot(path, b"rot")
-    assert command(plant, "verify", path.name).returncode == 1
-    assert command(plant, "verify", "--shard", path.name[:2]).returncode == 1
-    assert command(plant, "verify", "--shard", f"{int(path.name[:2], 16) ^ 1:02x}").returncode == 0
-    assert command(plant, "verify", "--shard", "xy").returncode == 2
-    assert command(plant, "verify", "da39").returncode == 2
+    assert command(plant, "verify", path.name).exit_code == 1
+    assert command(plant, "verify", "--shard", path.name[:2]).exit_code == 1
+    assert command(plant, "verify", "--shard", f"{int(path.name[:2], 16) ^ 1:02x}").exit_code == 0
+    assert command(plant, "verify", "--shard", "xy").exit_code == 2
+    assert command(plant, "verify", "da39").exit_code == 2
 
 
 def test_the_command_compares_a_backup(tmp_path: Path) -> None:
@@ -416,19 +433,19 @@ def test_the_command_compares_a_backup(tmp_path: Path) -> None:
     for number in range(50):
         plant.back_up(content(number))
     same = command(plant, "verify", "--mirror", str(plant.mirror), "--json")
-    assert (same.returncode, json.loads(same.stdout)["findings"]) == (0, [])
+    assert (same.exit_code, json.loads(same.stdout)["findings"]) == (0, [])
     missing, extra, bad = content(1), b"collected since", content(2)
     (plant.mirror / plant.path(sha1(missing)).relative_to(plant.root)).unlink()
     plant.back_up(extra)
     plant.back_up(bad, b"rotten backup")
     before = tree(plant.mirror)
     compared = command(plant, "verify", "--mirror", str(plant.mirror), "--json")
-    assert compared.returncode == 1
+    assert compared.exit_code == 1
     assert sorted((f["hash"], f["kind"]) for f in json.loads(compared.stdout)["findings"]) == sorted(
         [(sha1(missing), "mirror-missing"), (sha1(extra), "mirror-extra"), (sha1(bad), "mirror-rotten")]
     )
     assert tree(plant.mirror) == before
-    assert command(plant, "verify", "--mirror", str(tmp_path / "unmounted")).returncode == 2
+    assert command(plant, "verify", "--mirror", str(tmp_path / "unmounted")).exit_code == 2
 
 
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:

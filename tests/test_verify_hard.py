@@ -6,14 +6,13 @@ import errno
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from crash import tracer
-from damage import DAMAGES, STAMP, Plant, all_bytes, content, sha1
+from damage import DAMAGES, STAMP, Plant, all_bytes, content, memory_path, sha1
 from processes import eventually
 from stacks import running_stack
 from users import OTHER_GROUP, READER, STORE_GROUP, STRANGER, WORKER, as_user, needs_root, open_path
@@ -32,7 +31,7 @@ from fsworker.verification.kindly import cached_windows, drop_cache
 from fsworker.verification.telling import tell
 from fsworker.verification.whole import Options, verify_all, verify_hashes
 
-__all__ = ["open_path"]
+__all__ = ["memory_path", "open_path"]
 
 
 def make(root: Path, count: int = 20) -> Plant:
@@ -186,16 +185,6 @@ def points_of(traced: Callable[[tracer.Policy], tracer.Outcome]) -> list[int]:
 
     assert traced(note).error is None
     return points
-
-
-@pytest.fixture
-def memory_path(tmp_path: Path) -> Iterator[Path]:
-    """On tmpfs, where a sync costs nothing: a dying process does not care what the disk does."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fsworker-test-") as name:
-        yield Path(name)
 
 
 # -- other users, other set-ups ----------------------------------------------------------------------------------------
