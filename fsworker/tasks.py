@@ -42,19 +42,19 @@ def register_ingest_tasks(app: Celery, service: GetService) -> None:
     def run(kind: str, task: Task, kwargs: Mapping[str, Any]) -> None:
         service().run(task.request.id, kind, kwargs)
 
-    @app.task(name=INGEST, bind=True)
+    @app.task(name=INGEST, shared=False, bind=True)
     def ingest(self: Task, **kwargs: Any) -> None:
         run("ingest", self, kwargs)
 
-    @app.task(name=THUMBNAIL, bind=True)
+    @app.task(name=THUMBNAIL, shared=False, bind=True)
     def thumbnail(self: Task, **kwargs: Any) -> None:
         run("thumbnail", self, kwargs)
 
-    @app.task(name=CLAIM, bind=True)
+    @app.task(name=CLAIM, shared=False, bind=True)
     def claim(self: Task, **kwargs: Any) -> None:
         run("claim", self, kwargs)
 
-    @app.task(name=INGEST_MANY, bind=True)
+    @app.task(name=INGEST_MANY, shared=False, bind=True)
     def ingest_many(self: Task, **kwargs: Any) -> None:
         batch = BatchRequest.model_validate(kwargs)
         redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
@@ -64,7 +64,7 @@ def register_ingest_tasks(app: Celery, service: GetService) -> None:
 def register_maintenance_tasks(app: Celery, do_sweep: Callable[[], dict[str, Any]]) -> None:
     """What beat asks for."""
 
-    @app.task(name=SWEEP)
+    @app.task(name=SWEEP, shared=False)
     def sweep() -> dict[str, Any]:
         report = do_sweep()
         if report["rung"] or report["abandoned"] or report["expired"]:
@@ -75,23 +75,23 @@ def register_maintenance_tasks(app: Celery, do_sweep: Callable[[], dict[str, Any
 def register_collection_tasks(app: Celery, upkeep: Callable[[], Upkeep]) -> None:
     """Collections and purges: beat asks for one, and each part asks for the next. Verification: beat asks for each part."""
 
-    @app.task(name=COLLECT)
+    @app.task(name=COLLECT, shared=False)
     def collect() -> dict[str, Any]:
         return upkeep().collect()
 
-    @app.task(name=COLLECT_PART)
+    @app.task(name=COLLECT_PART, shared=False)
     def collect_part(run: str) -> dict[str, Any]:
         return upkeep().collect(run)
 
-    @app.task(name=VERIFY)
+    @app.task(name=VERIFY, shared=False)
     def verify() -> dict[str, Any]:
         return upkeep().verify()
 
-    @app.task(name=PURGE)
+    @app.task(name=PURGE, shared=False)
     def purge() -> dict[str, Any]:
         return upkeep().purge()
 
-    @app.task(name=PURGE_PART)
+    @app.task(name=PURGE_PART, shared=False)
     def purge_part(shard: int) -> dict[str, Any]:
         return upkeep().purge(shard)
 
