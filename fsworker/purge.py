@@ -96,7 +96,7 @@ def purge(
             _read_all(collector, basis, index)
         while not done.done:
             done = _purge_shard(collector, basis, before_s, index, done, dry_run=dry_run)
-            if time.monotonic() > deadline_s:
+            if time.monotonic() >= deadline_s:
                 break
         if not dry_run:
             _remove_empty(collector)

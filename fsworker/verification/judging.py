@@ -102,6 +102,7 @@ class Judge:
         self.reader = reader
         self._flags = _OPEN_FILE | os.O_NOATIME
         self._gid, self._uid = expected.gid, expected.uid
+        self._right_directory = (stat.S_IFDIR | expected.directory_mode, expected.gid)
 
     def pairs(self) -> Listing:
         """``Data/``: its directories ``00`` … ``ff``, in order."""
@@ -141,8 +142,11 @@ class Judge:
             return Listing((), _unlisted(path, error))
 
     def _look_into(self, fd: int, path: str, prefix: str) -> tuple[list[str], list[Suspicion]]:
-        problems = self.expected.directory_problems(os.fstat(fd))
-        suspicions = [Suspicion(path, kind, detail=detail) for kind, detail in problems]
+        status = os.fstat(fd)
+        suspicions = []
+        if (status.st_mode, status.st_gid) != self._right_directory:
+            problems = self.expected.directory_problems(status)
+            suspicions = [Suspicion(path, kind, detail=detail) for kind, detail in problems]
         names = []
         with os.scandir(fd) as found:
             for entry in found:

@@ -57,7 +57,18 @@ class KindReader:
         if size_bytes >= durable.BUFFER_BYTES:
             return self._sha1_large(fd, size_bytes)
         room = self._room.buffer
-        count, was_cached = self._read_small(fd, room, size_bytes)
+        nowait = self._nowait
+        was_cached = nowait != 0 or size_bytes == 0 or any(cached_windows(fd, 0, size_bytes))
+        try:
+            count = os.preadv(fd, [room], 0, nowait)
+        except BlockingIOError:
+            was_cached = False
+            count = os.preadv(fd, [room], 0)
+        except OSError as error:
+            if not nowait or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            self._nowait = 0  # tmpfs, some network filesystems: asked as large files are
+            return self.sha1(fd, size_bytes)
         if count != size_bytes:  # half of it was in the cache, or it is being changed
             return self._sha1_large(fd, size_bytes)
         found = hashlib.sha1(room[:count], usedforsecurity=False).hexdigest()
@@ -67,19 +78,6 @@ class KindReader:
         if self.pace.rate_bytes_s is not None:
             self.pace.spend(count)
         return found
-
-    def _read_small(self, fd: int, room: memoryview, size_bytes: int) -> tuple[int, bool]:
-        if self._nowait:
-            try:
-                return os.preadv(fd, [room], 0, self._nowait), True
-            except BlockingIOError:
-                return os.preadv(fd, [room], 0), False
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    raise
-                self._nowait = 0  # tmpfs, some network filesystems
-        was_cached = size_bytes == 0 or any(cached_windows(fd, 0, size_bytes))
-        return os.preadv(fd, [room], 0), was_cached
 
     def _sha1_large(self, fd: int, size_bytes: int) -> str:
         digest = hashlib.sha1(usedforsecurity=False)

@@ -23,8 +23,6 @@ from fsworker.errors import UnavailableError
 from fsworker.verification.judging import Judge, Tally
 
 _THREADS = 4
-_AHEAD = 2
-"""Directories that a process has been given beyond its need, so that it never waits for the parent."""
 _BEGIN = 16
 """So many of a directory's directories are looked at by one thread, which sees whether the disk is waited for."""
 _WAITS = 0.25
@@ -90,7 +88,7 @@ class Scanners:
             return
         waiting = list(reversed(pairs))
         busy = dict.fromkeys(self._children, 0)
-        for connection in list(busy) * _AHEAD:
+        for connection in busy:
             _give(connection, waiting, busy)
         while any(busy.values()):
             for ready in wait([connection for connection, count in busy.items() if count]):
