@@ -24,15 +24,15 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from fsworker.collecting import Collector  # noqa: E402
+from fsworker.broker.kv import KV, connect  # noqa: E402
+from fsworker.broker.names import Names  # noqa: E402
+from fsworker.collection.collector import Collector  # noqa: E402
 from fsworker.config import Settings  # noqa: E402
-from fsworker.embedded import EmbeddedServer  # noqa: E402
-from fsworker.keepreader import KeepReader  # noqa: E402
-from fsworker.keepsets import unpack  # noqa: E402
-from fsworker.kv import KV, connect  # noqa: E402
-from fsworker.names import Names  # noqa: E402
-from fsworker.publish import KeepSets  # noqa: E402
-from fsworker.store import Store  # noqa: E402
+from fsworker.host.embedded import EmbeddedServer  # noqa: E402
+from fsworker.keepsets.form import unpack  # noqa: E402
+from fsworker.keepsets.publish import KeepSets  # noqa: E402
+from fsworker.keepsets.reader import KeepReader  # noqa: E402
+from fsworker.store.facade import Store  # noqa: E402
 
 APPS = ("blog", "shop", "wiki")
 BLOCK = 65536

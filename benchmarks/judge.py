@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import hostile_messages  # noqa: E402 - lies beside the tests
 
-from fsworker.judge import QueueRules, judge  # noqa: E402
+from fsworker.broker.judge import QueueRules, judge  # noqa: E402
 from fsworker.model import MAX_HASHES_PER_CLAIM, BatchRequest, ClaimRequest, IngestRequest  # noqa: E402
 
 RULES = QueueRules(

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE_BYTES = 200_000

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from fsworker import durable
-from fsworker.batch import Batch
-from fsworker.create import create_store
-from fsworker.objects import ObjectStore
+from fsworker.store.batch import Batch
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 
 try:
     from hashfs import HashFS  # type: ignore[import-not-found]
@@ -229,7 +229,7 @@ def measure_large(base: Path, size: int, rounds: int) -> dict[str, Any]:
 
 MEMORY = """
 import resource, sys
-from fsworker.objects import ObjectStore
+from fsworker.store.objects import ObjectStore
 store = ObjectStore(sys.argv[1], durability="none")
 store.put(b"")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

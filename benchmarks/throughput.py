@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from PIL import Image, ImageOps
 from stacks import RunningStack, running_stack
 
-from fsworker.batch import Batch
 from fsworker.specification import Thumbnail
-from fsworker.store import Store
+from fsworker.store.batch import Batch
+from fsworker.store.facade import Store
 from fsworker.thumbnails import make_thumbnails
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "fsworker" / "demo_photos"

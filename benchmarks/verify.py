@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsworker.create import create_store
-from fsworker.objects import ObjectStore
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.whole import Options, verify_all
 
 MIB = 1 << 20
@@ -157,7 +157,7 @@ def summed_up(results: list[dict[str, float]], amount: float) -> dict[str, Any]:
 
 PEAK = """
 import os, re, sys
-from fsworker.objects import ObjectStore
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.whole import Options, verify_all
 rate = float(sys.argv[2]) or None
 report = verify_all(ObjectStore(sys.argv[1]), Options(processes=1, rate_bytes_s=rate), print)

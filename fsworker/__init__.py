@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsworker.client import Client
-    from fsworker.job import Job
+    from fsworker.jobs.job import Job
     from fsworker.model import IngestResult
     from fsworker.specification import Thumbnail
-    from fsworker.store import Store
+    from fsworker.store.facade import Store
 
 __all__ = ["Client", "IngestResult", "Job", "Store", "Thumbnail"]
 __version__ = "0.1.0"
@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "fsworker.client",
     "IngestResult": "fsworker.model",
-    "Job": "fsworker.job",
-    "Store": "fsworker.store",
+    "Job": "fsworker.jobs.job",
+    "Store": "fsworker.store.facade",
     "Thumbnail": "fsworker.specification",
 }
 

@@ -15,31 +15,31 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging
 
-from fsworker.alive import alive_file
-from fsworker.bootsteps import FollowApplications, Heartbeat
-from fsworker.checks import check_worker
+from fsworker.broker.judge import QueueRules
+from fsworker.broker.kv import KV, celery_url
+from fsworker.broker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, VERIFY, Names
+from fsworker.broker.refusals import reporter
+from fsworker.broker.sending import PRODUCER_SETTINGS, Sender, queue_named
+from fsworker.broker.transport import broker_settings, configure, transport_options
+from fsworker.collection.upkeep import Upkeep, note_sweep
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError
-from fsworker.judge import QueueRules
-from fsworker.kv import KV, celery_url
-from fsworker.logs import log_as_json
-from fsworker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, VERIFY, Names
-from fsworker.objects import ObjectStore
-from fsworker.refusals import reporter
-from fsworker.sending import PRODUCER_SETTINGS, Sender, queue_named
-from fsworker.service import Service
-from fsworker.state import find_redis_url, make_state_directory
-from fsworker.sweep import sweep
-from fsworker.tasks import (
+from fsworker.host.alive import alive_file
+from fsworker.host.bootsteps import FollowApplications, Heartbeat
+from fsworker.host.checks import check_worker
+from fsworker.host.logs import log_as_json
+from fsworker.host.state import find_redis_url, make_state_directory
+from fsworker.host.watchdog import Watchdog
+from fsworker.jobs.service import Service
+from fsworker.jobs.sweep import sweep
+from fsworker.jobs.tasks import (
     INGEST_VALIDATORS,
     MAINTENANCE_VALIDATORS,
     register_collection_tasks,
     register_ingest_tasks,
     register_maintenance_tasks,
 )
-from fsworker.transport import broker_settings, configure, transport_options
-from fsworker.upkeep import Upkeep, note_sweep
-from fsworker.watchdog import Watchdog
+from fsworker.store.objects import ObjectStore
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def make_app(settings: Settings) -> Celery:
     url = find_redis_url(settings, store.config.store_id)
     names = Names(settings.namespace)
     app = Celery("fsworker")
-    app.Task.Request = "fsworker.consumer:Request"
+    app.Task.Request = "fsworker.broker.consumer:Request"
     app.conf.update(PRODUCER_SETTINGS, **broker_settings(celery_url(url)), **_worker_settings(settings, names, url))
     send = Sender(app, url)
     rules: Callable[[str], QueueRules | None]

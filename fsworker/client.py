@@ -21,12 +21,15 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
-from fsworker import durable, layout, serving
+from fsworker import durable, serving
+from fsworker.broker.kv import KV
+from fsworker.broker.names import CLAIM, INGEST, INGEST_MANY, TASK_PREFIX, THUMBNAIL, Names
+from fsworker.broker.sending import Sender, make_producer
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, RedisUnavailableError, StoreUnavailableError, UploadRejectedError
-from fsworker.handle import StoreHandle
-from fsworker.job import Job
-from fsworker.kv import KV
+from fsworker.host.state import find_redis_url
+from fsworker.jobs.job import Job
+from fsworker.keepsets.publish import KeepSets
 from fsworker.model import (
     MAX_UPLOADS_PER_TASK,
     ClaimRequest,
@@ -38,19 +41,17 @@ from fsworker.model import (
     new_job_id,
     parse_hash,
 )
-from fsworker.names import CLAIM, INGEST, INGEST_MANY, TASK_PREFIX, THUMBNAIL, Names
-from fsworker.publish import KeepSets
-from fsworker.sending import Sender, make_producer
 from fsworker.specification import Thumbnail
-from fsworker.spool import STORE_NOTE, SpoolDirectory, SpooledRequest, part_name, request_name
-from fsworker.state import find_redis_url
-from fsworker.upload import UPLOAD_MODE, SpooledUpload, Upload, spool_errors
+from fsworker.spool.directory import STORE_NOTE, SpoolDirectory, SpooledRequest, part_name, request_name
+from fsworker.spool.upload import UPLOAD_MODE, SpooledUpload, Upload, spool_errors
+from fsworker.store import layout
+from fsworker.store.handle import StoreHandle
 
 log = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Upload | SpooledUpload
 """What can be ingested: a path, bytes, an object with ``read(n)`` that is read from where it stands to its end, or what
-is in the spool already (:mod:`fsworker.upload`)."""
+is in the spool already (:mod:`fsworker.spool.upload`)."""
 
 Specification = Thumbnail | str | Mapping[str, Any]
 
@@ -205,7 +206,7 @@ class Client:
 
     @property
     def keep(self) -> KeepSets:
-        """The application's keep-set: ``files.keep.publish(…)``, see :meth:`fsworker.publish.KeepSets.publish`."""
+        """The application's keep-set: ``files.keep.publish(…)``, see :meth:`fsworker.keepsets.publish.KeepSets.publish`."""
         return KeepSets(self.app, self._names, self._store_id, self._redis)
 
     def check_redis(self) -> None:

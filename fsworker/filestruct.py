@@ -10,7 +10,7 @@
         TempDir.ResizeImage("upload.jpg", "resize.jpg", "100x100")
         hash1 = TempDir.Save("upload.jpg")
 
-A thin face over :class:`fsworker.store.Store`, which keeps the promises: durable, safe under concurrency, no race
+A thin face over :class:`fsworker.store.facade.Store`, which keeps the promises: durable, safe under concurrency, no race
 between looking and renaming. Names, spelling and exceptions are the original's; pictures are converted by
 :mod:`fsworker.thumbnails`, in the geometry of ImageMagick, which need not be installed.
 """
@@ -29,12 +29,13 @@ import re
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from fsworker import durable, errors, layout
+from fsworker import durable, errors
 from fsworker.durable import Reader
 from fsworker.model import parse_hash
-from fsworker.reading import INTERNAL_LOCATION
-from fsworker.store import Store
-from fsworker.tempdirs import BaseTempDir, check_temp_name
+from fsworker.store import layout
+from fsworker.store.facade import Store
+from fsworker.store.reading import INTERNAL_LOCATION
+from fsworker.store.tempdirs import BaseTempDir, check_temp_name
 from fsworker.thumbnails import normalize_file, resize_file
 
 __all__ = ("Client", "ConfigError", "Error", "HashFile", "TempDir", "TempFile")

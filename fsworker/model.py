@@ -28,7 +28,7 @@ _APP = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 _UPLOAD = re.compile(r"[a-zA-Z0-9_+-][a-zA-Z0-9_.+-]{0,199}\Z")
 _JOB_SUFFIX = re.compile(r"[a-zA-Z0-9_-]{8,64}\Z")
 _TASK_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.-]{0,199}\Z")
-_THUMBNAIL_NAME = re.compile(r"(?!__type__\Z)[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,63}\Z")  # kombu's own: fsworker.judge
+_THUMBNAIL_NAME = re.compile(r"(?!__type__\Z)[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,63}\Z")  # kombu's own: fsworker.broker.judge
 
 MAX_THUMBNAILS = 20
 """Thumbnails a request may ask for: one decode serves all, so this bounds output, not decodes."""

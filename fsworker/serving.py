@@ -18,10 +18,10 @@ from pathlib import PurePosixPath
 from typing import Literal, cast
 from urllib.parse import quote
 
-from fsworker import layout
 from fsworker.errors import ConfigError
 from fsworker.media import UNKNOWN, matches
 from fsworker.model import Hash, shorten
+from fsworker.store import layout
 
 Disposition = Literal["inline", "attachment"]
 

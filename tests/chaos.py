@@ -33,9 +33,9 @@ import redis
 from stacks import RunningStack, running_stack
 
 from fsworker.errors import FSWorkerError, JobTimeoutError, StoreUnavailableError, UploadError
-from fsworker.guard import GuardedProcess
-from fsworker.job import Job
-from fsworker.serverbinary import find_server
+from fsworker.host.guard import GuardedProcess
+from fsworker.host.serverbinary import find_server
+from fsworker.jobs.job import Job
 
 APPS = ("shop", "blog")
 DRAIN_S = 240.0

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from stacks import RunningStack, running_stack
 
-from fsworker.embedded import EmbeddedServer
-from fsworker.store import Store
+from fsworker.host.embedded import EmbeddedServer
+from fsworker.store.facade import Store
 
 pytest_plugins = ["live_worker"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from keeping import DAY, HOUR, World
 
-from fsworker.keepsets import new_digest
+from fsworker.keepsets.form import new_digest
 from fsworker.model import EMPTY_HASH
 
 Damage = Callable[[World], object]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fsworker.judge import MAX_DEPTH, Reason
+from fsworker.broker.judge import MAX_DEPTH, Reason
 
 QUEUE = "fsworker.ingest.shop"
 TASK = "fsworker.ingest"

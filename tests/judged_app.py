@@ -13,10 +13,10 @@ from typing import Any
 from celery import Celery, Task, bootsteps
 from kombu import Exchange, Queue
 
-from fsworker import transport
-from fsworker.judge import QueueRules, Refused
+from fsworker.broker import transport
+from fsworker.broker.judge import QueueRules, Refused
+from fsworker.host.watchdog import Watchdog
 from fsworker.model import IngestRequest
-from fsworker.watchdog import Watchdog
 
 URL = os.environ["JUDGED_URL"]
 LOG = Path(os.environ["JUDGED_LOG"])
@@ -58,7 +58,7 @@ def report(refused: Refused, queue: str) -> None:
 transport.configure(RULES.get, report)
 app = Celery("judged", backend=URL, set_as_current=False)
 if not STOCK:
-    app.Task.Request = "fsworker.consumer:Request"
+    app.Task.Request = "fsworker.broker.consumer:Request"
 app.conf.update({"broker_url": URL} if STOCK else transport.broker_settings(URL))
 app.conf.update(
     broker_transport_options={

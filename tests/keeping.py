@@ -14,17 +14,17 @@ from typing import Any
 import redis
 from virtual_time import VirtualClock
 
-from fsworker.collecting import Collector
+from fsworker.broker.kv import KV, connect
+from fsworker.broker.names import Names
+from fsworker.collection.collector import Collector
+from fsworker.collection.purge import Purged, purge
+from fsworker.collection.runs import Run
 from fsworker.config import Settings
 from fsworker.errors import CollectionRefusedError
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV, connect
+from fsworker.keepsets.publish import KeepSets, Published
+from fsworker.keepsets.reader import KeepReader
 from fsworker.model import Hash
-from fsworker.names import Names
-from fsworker.publish import KeepSets, Published
-from fsworker.purge import Purged, purge
-from fsworker.runs import Run
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 HOUR = 3600.0
 DAY = 24 * HOUR

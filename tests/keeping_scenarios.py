@@ -12,13 +12,13 @@ from unittest import mock
 
 from keeping import DAY, HOUR, VirtualKV, World
 
-from fsworker import trash
-from fsworker.collect import Plan
-from fsworker.create import add_apps
+from fsworker.collection.plan import Plan
 from fsworker.errors import CollectionRefusedError, FSWorkerError, KeepSetError
-from fsworker.hold import set_hold
 from fsworker.model import Hash
-from fsworker.store import Store
+from fsworker.store import trash
+from fsworker.store.create import add_apps
+from fsworker.store.facade import Store
+from fsworker.store.hold import set_hold
 
 
 def collect(w: World, *overrides: str) -> None:

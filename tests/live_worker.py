@@ -20,7 +20,7 @@ from celery import Celery
 from hostile_messages import QUEUE
 from processes import ENVIRONMENT, eventually
 
-from fsworker.embedded import EmbeddedServer
+from fsworker.host.embedded import EmbeddedServer
 
 RESULT = "celery-task-meta-"
 

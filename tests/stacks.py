@@ -17,7 +17,7 @@ from typing import Any
 
 from fsworker.client import Client
 from fsworker.config import load_settings
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 READY_S = 60.0
 

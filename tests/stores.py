@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
+from fsworker.store.objects import ObjectStore
 
 CORPUS = Path(__file__).parents[2] / "shared/corpus"
 

@@ -14,12 +14,13 @@ from click.testing import CliRunner
 from processes import background, eventually
 from stores import assert_verifies, sha1, spoil
 
-from fsworker import adopt, exporting
+from fsworker.adoption import exporting
+from fsworker.adoption import importing as adopt
+from fsworker.adoption.manifest import Report, read_manifest
 from fsworker.cli import cli
 from fsworker.errors import ConfigError, StoreUnavailableError
-from fsworker.manifest import Report, read_manifest
 from fsworker.model import Hash
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 
 @pytest.fixture
@@ -111,7 +112,8 @@ def test_an_import_that_is_killed_goes_on_where_it_stopped(store: Store, tmp_pat
         (many / f"{number:04}").write_bytes(str(number).encode() * 50)
     manifest = tmp_path / "m.jsonl"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom fsworker.adopt import import_tree\nfrom fsworker.store import Store\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from fsworker import Store\nfrom fsworker.adoption.importing import import_tree\n"
         "import_tree(Store(sys.argv[1], durability='batch'), Path(sys.argv[2]), Path(sys.argv[3]))"
     )
     with background(code, store.root, many, manifest) as process:

@@ -16,18 +16,18 @@ from test_service import World
 from users import OTHER_GROUP, READER, STRANGER, as_user, needs_root
 from users import open_path as open_path  # a fixture
 
-from fsworker import errordir
+from fsworker.broker.judge import QueueRules, judge
+from fsworker.broker.kv import KV
 from fsworker.config import redact_url
 from fsworker.errors import StoreUnavailableError, UploadRejectedError
-from fsworker.job import Job
-from fsworker.judge import QueueRules, judge
-from fsworker.kv import KV
+from fsworker.jobs.job import Job
+from fsworker.jobs.rejected import retry
+from fsworker.jobs.tasks import INGEST_VALIDATORS
 from fsworker.model import Outcome
-from fsworker.objects import ObjectStore
-from fsworker.rejected import retry
-from fsworker.spool import SpoolDirectory
-from fsworker.store import Store
-from fsworker.tasks import INGEST_VALIDATORS
+from fsworker.spool.directory import SpoolDirectory
+from fsworker.store import errordir
+from fsworker.store.facade import Store
+from fsworker.store.objects import ObjectStore
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ def test_a_failed_job_never_deletes_the_upload_that_it_could_not_move(
     assert b"too large" in [path.read_bytes() for path in spool_of(world).iterdir()]
 
 
-@pytest.mark.parametrize("step", ["fsworker.spool.SpoolDirectory.remove", "os.rename", "fsworker.errordir.remove"])
+@pytest.mark.parametrize(
+    "step", ["fsworker.spool.directory.SpoolDirectory.remove", "os.rename", "fsworker.store.errordir.remove"]
+)
 def test_a_crash_in_error_retry_loses_nothing(step: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Crash(BaseException):
         pass
@@ -215,7 +217,7 @@ def test_a_request_is_replaced_only_by_one_that_is_on_disk(world: World, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd)))
         patched.setattr(os, "rename", lambda *a, **k: (done.append(Path(a[1]).suffix), rename(*a, **k)))
-        patched.setattr("fsworker.work.take", failing)
+        patched.setattr("fsworker.jobs.work.take", failing)
         world.service.run(job.id, "ingest", {})  # counts the attempt, and notes the back-off
     assert done == ["fsync", ".json", "fsync", ".json"]
 
@@ -292,7 +294,7 @@ def test_a_hostile_request_does_not_stop_the_sweep(upload: str, world: World) ->
 def test_what_a_sweep_has_no_room_for_is_not_always_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory is read in the same order each time; a sweep that stops early must not begin there each time."""
     jobs = world.client.ingest_many([b"one", b"two", b"three"])
-    monkeypatch.setattr("fsworker.sweep._MAX_RUNG", 1)
+    monkeypatch.setattr("fsworker.jobs.sweep._MAX_RUNG", 1)
     for _ in range(200):  # each job is missed by all of them once in 10**13 times or less
         world.sweep(at_once=True)
     assert {sent[3] for sent in world.sent} == {job.id for job in jobs}
@@ -370,7 +372,7 @@ def passes_the_judge(task: str, kwargs: dict[str, Any], queue: str, task_id: str
     caught: list[bytes] = []
     with app.connection_for_write() as connection:
         connection.default_channel._put = lambda _q, message, **_k: caught.append(json.dumps(message).encode())
-        from fsworker.sending import queue_named
+        from fsworker.broker.sending import queue_named
 
         app.send_task(task, kwargs=kwargs, queue=queue_named(queue), task_id=task_id, connection=connection)
     verdict = judge(caught[0], QueueRules(queue, INGEST_VALIDATORS, "shop."))
@@ -431,7 +433,7 @@ def test_a_back_off_takes_back_only_the_attempt_that_was_counted(world: World, m
 
     batch = BatchRequest.model_validate({"uploads": [{**tree["request"], "id": job.id}]})
     with monkeypatch.context() as patched:
-        patched.setattr("fsworker.work.take", failing)
+        patched.setattr("fsworker.jobs.work.take", failing)
         world.service.run_many(new_id(), batch)
     assert json.loads(request.read_text())["attempts"] == 2
 

@@ -10,9 +10,9 @@ import pytest
 from stores import assert_verifies, sha1
 
 from fsworker import durable
-from fsworker.batch import Batch
 from fsworker.errors import StoreUnavailableError, UploadRejectedError
-from fsworker.objects import ObjectStore
+from fsworker.store.batch import Batch
+from fsworker.store.objects import ObjectStore
 
 DURABILITIES = ("full", "batch", "none")
 

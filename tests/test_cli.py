@@ -14,7 +14,7 @@ from celery import Celery
 from stacks import RunningStack, running_stack
 
 from fsworker.errors import UploadRejectedError
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="CI-may-skip: needs root, to become other users")

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from keeping import World, world
 from processes import ENVIRONMENT
 
+from fsworker.broker.kv import KV
 from fsworker.cli import cli
-from fsworker.kv import KV
 from fsworker.model import Hash
 
 KEPT, GARBAGE = "kept by shop", "kept by nobody"

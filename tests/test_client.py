@@ -15,15 +15,15 @@ import pytest
 from celery import Celery
 
 from fsworker import errors
+from fsworker.broker.kv import KV, TaskMeta, meta_of_failure
 from fsworker.client import Client
 from fsworker.config import load_settings
-from fsworker.embedded import EmbeddedServer
 from fsworker.errors import ConfigError, FSWorkerError, JobTimeoutError, UploadRejectedError
-from fsworker.job import Job, error_of
-from fsworker.kv import KV, TaskMeta, meta_of_failure
+from fsworker.host.embedded import EmbeddedServer
+from fsworker.jobs.job import Job, error_of
 from fsworker.model import Failure, new_job_id
-from fsworker.spool import SpoolDirectory
-from fsworker.store import Store
+from fsworker.spool.directory import SpoolDirectory
+from fsworker.store.facade import Store
 
 
 @pytest.fixture

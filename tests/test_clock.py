@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from keeping import DAY, HOUR, VirtualKV, World, world
 from virtual_time import virtual_clock
 
-from fsworker import clock
-from fsworker.clock import ClockRecord, Reading, advance
+from fsworker.store import clock
+from fsworker.store.clock import ClockRecord, Reading, advance
 
 WALL, BOOT = 1_800_000_000.0, 5000.0
 RECORD = ClockRecord(WALL, BOOT, "boot", WALL - 100 * DAY, "why")

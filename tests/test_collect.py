@@ -9,7 +9,7 @@ import pytest
 from keeping import DAY, HOUR, VirtualKV, World, world
 from virtual_time import virtual_clock
 
-from fsworker.hold import release, set_hold
+from fsworker.store.hold import release, set_hold
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_claim_between_plan_and_move_saves_the_file(w: World) -> None:
     w.publish_all()
     collector = w.collector()
     basis = collector.basis()
-    from fsworker.trashlist import TrashIndex
+    from fsworker.store.trashlist import TrashIndex
 
     plan = collector.plan_shard(basis, int(name[:2], 16), TrashIndex(w.store))
     assert [file.name for file in plan.trash] == [name]
@@ -151,7 +151,7 @@ def test_an_interrupted_run_is_taken_up(w: World) -> None:
 
 
 def test_an_application_that_is_registered_meanwhile_must_be_heard(w: World) -> None:
-    from fsworker.create import add_apps
+    from fsworker.store.create import add_apps
 
     w.put("x")
     w.clock.advance(3 * DAY)
@@ -211,7 +211,7 @@ def test_a_hold_stops_a_collection_that_runs(w: World) -> None:
 
 
 def test_while_a_hold_is_in_force_a_claim_copies_from_trash(w: World) -> None:
-    from fsworker.trash import restore
+    from fsworker.store.trash import restore
 
     (name,) = w.put("x")
     w.clock.advance(3 * DAY)

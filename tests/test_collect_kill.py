@@ -18,15 +18,15 @@ import pytest
 from keeping import World, world
 from processes import ENVIRONMENT
 
-from fsworker import clock
-from fsworker.collecting import Collector
-from fsworker.embedded import EmbeddedServer
+from fsworker.broker.kv import KV
+from fsworker.collection.collector import Collector
+from fsworker.collection.purge import purge
 from fsworker.errors import CollectionRefusedError, RedisUnavailableError
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV
+from fsworker.host.embedded import EmbeddedServer
+from fsworker.keepsets.reader import KeepReader
 from fsworker.model import Hash
-from fsworker.purge import purge
-from fsworker.store import Store
+from fsworker.store import clock
+from fsworker.store.facade import Store
 
 CALLS = ("rename", "link", "unlink", "mkdir", "rmdir", "fsync", "fchmod", "write")
 """System calls that change something, before each of which the process is killed, one after the other."""
@@ -197,8 +197,8 @@ def test_redis_goes_away_in_the_middle(tmp_path: Path, restarts: bool) -> None:
 
 IN_ANOTHER_TIME = """
 import sys
-from fsworker import clock
-from fsworker.handle import StoreHandle
+from fsworker.store import clock
+from fsworker.store.handle import StoreHandle
 with StoreHandle(sys.argv[1]) as handle:
     before = clock.read_record(handle)
     print(before.floor_s, clock.observe(handle).floor_s, handle.probe_clock())

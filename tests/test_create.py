@@ -13,10 +13,10 @@ import pytest
 from stores import assert_verifies, sha1
 from users import OTHER_GROUP, READER, SHOP_GROUP, STORE_GROUP, STRANGER, WORKER, WRITER, as_user, needs_root, open_path
 
-from fsworker.create import add_apps, create_store, editing_config, parse_app
 from fsworker.errors import ConfigError, StoreUnavailableError
-from fsworker.objects import ObjectStore
-from fsworker.probe import check_filesystem
+from fsworker.store.create import add_apps, create_store, editing_config, parse_app
+from fsworker.store.objects import ObjectStore
+from fsworker.store.probe import check_filesystem
 
 __all__ = ["open_path"]
 

@@ -22,7 +22,7 @@ from quickstarts import assert_short, quick_start
 from stacks import RunningStack, running_stack
 from webservers import free_port, program
 
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 SOURCES = Path(__file__).with_name("django_app")
 FORM = "<form method=post enctype=multipart/form-data>{% csrf_token %}{{ form }}<button>Send</button></form>"

@@ -19,23 +19,23 @@ from processes import ENVIRONMENT, eventually
 from stacks import RunningStack
 from users import READER, STORE_GROUP, WORKER, as_user, needs_root, open_path
 
-from fsworker import layout
-from fsworker.accepted import note_accepted
-from fsworker.acl import acl_file, all_users
-from fsworker.alive import alive_file
+from fsworker.broker.acl import acl_file, all_users
+from fsworker.broker.kv import KV, connect
+from fsworker.broker.names import Names
 from fsworker.cli import cli
+from fsworker.collection.upkeep import last_sweep_s, note_last, note_sweep
 from fsworker.config import Settings
 from fsworker.doctor import broker, examine, running, state, storage
 from fsworker.doctor.findings import Finding
-from fsworker.embedded import EmbeddedServer
-from fsworker.handle import SYNC_FAILED_MARK
-from fsworker.hold import set_hold
-from fsworker.keepsets import parse_manifest
-from fsworker.kv import KV, connect
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
-from fsworker.store import Store
-from fsworker.upkeep import last_sweep_s, note_last, note_sweep
+from fsworker.host.alive import alive_file
+from fsworker.host.embedded import EmbeddedServer
+from fsworker.keepsets.accepted import note_accepted
+from fsworker.keepsets.form import parse_manifest
+from fsworker.store import layout
+from fsworker.store.facade import Store
+from fsworker.store.handle import SYNC_FAILED_MARK
+from fsworker.store.hold import set_hold
+from fsworker.store.objects import ObjectStore
 
 __all__ = ["open_path"]
 

@@ -15,10 +15,10 @@ import redis
 from celery import Celery
 from processes import ENVIRONMENT, background, eventually, marked, none_left, python
 
-from fsworker.embedded import EmbeddedServer, running_url
 from fsworker.errors import ConfigError, UnavailableError
-from fsworker.serverbinary import ServerBinary
-from fsworker.supervise import Child, Supervisor
+from fsworker.host.embedded import EmbeddedServer, running_url
+from fsworker.host.serverbinary import ServerBinary
+from fsworker.host.supervise import Child, Supervisor
 
 AWKWARD = "Jürgen's 100% great files/" + "and-a-long-name-" * 7
 # Root may write anywhere, so that a test of permissions has to take the power from it.
@@ -131,7 +131,7 @@ def test_a_server_of_another_make_can_read_the_data(directory: Path) -> None:
 
 PARENT = """
 import sys, time
-from fsworker.embedded import EmbeddedServer
+from fsworker.host.embedded import EmbeddedServer
 server = EmbeddedServer.start(sys.argv[1])
 print(server.pid, server.url, flush=True)
 time.sleep(600)
@@ -255,7 +255,9 @@ def test_a_copy_of_a_directory_is_not_its_original(tmp_path: Path) -> None:
 
 
 def test_another_process_finds_it(directory: Path) -> None:
-    ask = python("import sys; from fsworker.embedded import running_url; print(running_url(sys.argv[1]))", directory)
+    ask = python(
+        "import sys; from fsworker.host.embedded import running_url; print(running_url(sys.argv[1]))", directory
+    )
 
     def asked() -> str:
         return subprocess.run(ask, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout.strip()
@@ -323,7 +325,9 @@ def test_another_users_directory_is_refused(directory: Path) -> None:
 
 def refusal(directory: Path, *prefix: str) -> str:
     """What a process says that cannot take the directory, without root's power to write anywhere."""
-    take = python("import sys; from fsworker.embedded import EmbeddedServer; EmbeddedServer(sys.argv[1])", directory)
+    take = python(
+        "import sys; from fsworker.host.embedded import EmbeddedServer; EmbeddedServer(sys.argv[1])", directory
+    )
     answer = subprocess.run([*prefix, *take], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     return answer.stderr.splitlines()[-1]

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from stores import assert_verifies, kept, sha1, spoil
 
-from fsworker import durable, tempdirs
-from fsworker.batch import Batch
-from fsworker.create import create_store
+from fsworker import durable
 from fsworker.errors import ConfigError
-from fsworker.objects import ObjectStore
-from fsworker.probe import check_filesystem
-from fsworker.tempdirs import BaseTempDir
+from fsworker.store import tempdirs
+from fsworker.store.batch import Batch
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
+from fsworker.store.probe import check_filesystem
+from fsworker.store.tempdirs import BaseTempDir
 
 
 def refuse(code: int) -> Callable[..., Any]:

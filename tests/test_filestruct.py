@@ -19,7 +19,7 @@ from stores import CORPUS, sha1
 from users import as_user, needs_root, open_path
 
 import fsworker.filestruct as FileStruct  # noqa: N812 - as code written against it says
-from fsworker.create import create_store
+from fsworker.store.create import create_store
 
 __all__ = ["open_path"]
 

@@ -1,4 +1,4 @@
-"""Redis users as ``fsworker.acl`` writes them: the whole of fsworker works under them, and an application does no more."""
+"""Redis users as ``fsworker.broker.acl`` writes them: the whole of fsworker works under them, and an application does no more."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
-from fsworker.acl import acl_file, all_users, digest
+from fsworker.broker.acl import acl_file, all_users, digest
+from fsworker.broker.kv import KV, connect
+from fsworker.broker.names import Names
 from fsworker.client import Client
 from fsworker.config import load_settings
-from fsworker.guard import GuardedProcess
-from fsworker.kv import KV, connect
-from fsworker.names import Names
-from fsworker.publish import KeepSets
-from fsworker.serverbinary import find_server
-from fsworker.store import Store
+from fsworker.host.guard import GuardedProcess
+from fsworker.host.serverbinary import find_server
+from fsworker.keepsets.publish import KeepSets
+from fsworker.store.facade import Store
 
 NAMES = Names()
 APPS = ["shop", "blog", "shop-2"]

@@ -18,8 +18,8 @@ from hostile_messages import QUEUE, plain_bytes
 from processes import eventually
 from stacks import RunningStack, running_stack
 
+from fsworker.broker.kv import connect
 from fsworker.errors import UploadRejectedError
-from fsworker.kv import connect
 from fsworker.model import IngestResult
 
 POISONER = """

@@ -17,9 +17,9 @@ from hostile_messages import QUEUE, plain, plain_bytes
 from processes import eventually
 from stacks import RunningStack, running_stack
 
+from fsworker.broker.judge import Reason
+from fsworker.broker.kv import connect
 from fsworker.errors import UploadRejectedError
-from fsworker.judge import Reason
-from fsworker.kv import connect
 
 RESULT = "celery-task-meta-"
 

@@ -24,16 +24,16 @@ import fakeredis
 import pytest
 from users import OTHER_GROUP, SHOP_GROUP, STORE_GROUP, WORKER, WRITER, as_user, needs_root, open_path  # noqa: F401
 
+from fsworker.broker.kv import KV
+from fsworker.broker.names import Names
 from fsworker.client import Client
 from fsworker.config import load_settings
-from fsworker.create import create_store
-from fsworker.kv import KV
+from fsworker.jobs.service import Service
+from fsworker.jobs.sweep import SweepReport, sweep
 from fsworker.model import Outcome
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
 from fsworker.openat2 import open_beneath
-from fsworker.service import Service
-from fsworker.sweep import SweepReport, sweep
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 
 pytestmark = needs_root
 SHOP = WRITER

@@ -20,7 +20,7 @@ from stacks import RunningStack
 from webservers import free_port, program
 
 from fsworker.contrib.flask import FSWorker
-from fsworker.upload import Upload
+from fsworker.spool.upload import Upload
 
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = importlib.resources.files("fsworker").joinpath("demo_photos", "people.jpg").read_bytes()

@@ -21,7 +21,7 @@ from PIL import Image
 from processes import ENVIRONMENT, eventually
 from webservers import free_port, need_nginx
 
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 RUN = Path(__file__).parents[1] / "examples" / "gallery" / "run.py"
 RED, BLUE = (200, 30, 30), (30, 30, 200)

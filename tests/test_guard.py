@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from processes import FORKING_PROCESSES, FORKING_PROGRAM, background, eventually, marked, none_left, python
 
-from fsworker.guard import GuardedProcess, describe_status
-from fsworker.supervise import tail
+from fsworker.host.guard import GuardedProcess, describe_status
+from fsworker.host.supervise import tail
 
 SLEEP = "import time; time.sleep(600)"
 # A guard bears its program's command line too, so one more process carries the mark.
@@ -151,7 +151,7 @@ def test_the_program_lives_on_when_the_thread_that_started_it_ends(mark: Path) -
 
 PARENT = """
 import os, sys, threading, time
-from fsworker.guard import GuardedProcess
+from fsworker.host.guard import GuardedProcess
 def die():
     time.sleep(float(sys.argv[2]))
     os.kill(os.getpid(), 9)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from stores import CORPUS, assert_verifies, kept, reasons, sha1, spoil
 
-from fsworker import heal
-from fsworker.batch import Batch
 from fsworker.errors import HashCollisionError, NotStoredError, StoreUnavailableError
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
+from fsworker.store import heal
+from fsworker.store.batch import Batch
+from fsworker.store.objects import ObjectStore
 
 COLLISION = CORPUS / "collision"
 SHATTERED = Hash("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")

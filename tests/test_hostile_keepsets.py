@@ -11,7 +11,7 @@ from keeping import DAY, HOUR, VirtualKV, World, world
 from virtual_time import virtual_clock
 
 from fsworker.errors import CollectionRefusedError
-from fsworker.keepreader import Found, KeepReader
+from fsworker.keepsets.reader import Found, KeepReader
 
 CASES = list(cases())
 _source = random.Random(1)

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.json import loads as kombu_loads
 
+from fsworker.broker.judge import Accepted, QueueRules, Reason, Refused, judge, printable
 from fsworker.errors import UploadRejectedError
-from fsworker.judge import Accepted, QueueRules, Reason, Refused, judge, printable
 from fsworker.model import MAX_HASHES_PER_CLAIM, ClaimRequest, IngestRequest
 
 JOB_ID = "shop.0123abcd-0000-4000-8000-0123456789ab"

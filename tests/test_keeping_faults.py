@@ -15,11 +15,15 @@ from keeping import VirtualKV, World, world
 from keeping_scenarios import SCENARIOS
 from virtual_time import virtual_clock
 
-from fsworker import basis, clock, collecting, hold, keepsets, objects, publish, purge, trash, trashlist
-from fsworker import keepreader as reader_module
-from fsworker.collect import plan_collection
+from fsworker.collection import basis, purge
+from fsworker.collection import collector as collecting
+from fsworker.collection.plan import plan_collection
 from fsworker.errors import FSWorkerError
-from fsworker.objects import ObjectStore, Touch
+from fsworker.keepsets import form as keepsets
+from fsworker.keepsets import publish
+from fsworker.keepsets import reader as reader_module
+from fsworker.store import clock, hold, objects, trash, trashlist
+from fsworker.store.objects import ObjectStore, Touch
 
 Fault = Callable[[], AbstractContextManager[Any]]
 
@@ -124,7 +128,7 @@ breaks("no second look at the age", "claim_between_plan_and_move_survives", coll
 
 @fault("no shard lock", "claim_in_the_middle_of_the_move_is_not_told_a_lie")
 def _() -> AbstractContextManager[Any]:
-    return mock.patch.multiple("fsworker.trash", shard_lock=_nothing)
+    return mock.patch.multiple("fsworker.store.trash", shard_lock=_nothing)
 
 
 breaks("no lock between collections", "two_at_once_are_refused", collecting, "store_lock", _nothing)

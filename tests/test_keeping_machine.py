@@ -29,11 +29,13 @@ from keeping import DAY, HOUR, VirtualKV, World
 from stores import sha1
 from virtual_time import virtual_clock
 
-from fsworker import collecting, purge, trash
+from fsworker.collection import collector as collecting
+from fsworker.collection import purge
+from fsworker.collection.runs import Run
 from fsworker.errors import CollectionRefusedError, KeepSetError
-from fsworker.hold import release, set_hold
 from fsworker.model import Hash
-from fsworker.runs import Run
+from fsworker.store import trash
+from fsworker.store.hold import release, set_hold
 
 APPS = ("blog", "shop", "wiki")
 REFUSED = (CollectionRefusedError, KeepSetError)

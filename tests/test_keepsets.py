@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsworker import keepsets
 from fsworker.errors import KeepSetError
-from fsworker.keepsets import HASH_BYTES, PER_PART, SHARDS, BrokenKeepSetError, Manifest, Packer, Shard
+from fsworker.keepsets import form as keepsets
+from fsworker.keepsets.form import HASH_BYTES, PER_PART, SHARDS, BrokenKeepSetError, Manifest, Packer, Shard
 
 Parts = dict[tuple[int, int], bytes]
 

@@ -17,8 +17,8 @@ import redis
 from processes import eventually
 from stacks import RunningStack, running_stack
 
-from fsworker.job import Job
-from fsworker.kv import connect
+from fsworker.broker.kv import connect
+from fsworker.jobs.job import Job
 from fsworker.model import IngestResult
 
 UPLOADS = 200

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsworker import layout
 from fsworker.errors import ConfigError
 from fsworker.model import EMPTY_HASH
+from fsworker.store import layout
 
 
 def parse(text: str) -> layout.StoreConfig:

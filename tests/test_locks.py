@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from processes import background, eventually
 
-from fsworker.locks import job_in_flight, job_lock, shard_lock, store_lock
 from fsworker.model import EMPTY_HASH, Hash
+from fsworker.store.locks import job_in_flight, job_lock, shard_lock, store_lock
 
 OTHER_SHARD = Hash("00" * 20)
 
@@ -84,7 +84,7 @@ def test_asking_does_not_release_the_holders_lock(root_fd: int) -> None:
 
 HOLDER = """
 import os, sys, time
-from fsworker.locks import job_lock, shard_lock, store_lock
+from fsworker.store.locks import job_lock, shard_lock, store_lock
 fd = os.open(sys.argv[1], os.O_RDONLY)
 with shard_lock(fd, sys.argv[2], 0o600, exclusive=True), store_lock(fd, "collect", 0o600), job_lock(fd, "shop.1", 0o600):
     print("held", flush=True)

@@ -19,11 +19,11 @@ import pytest
 from stores import CORPUS, sha1
 from webservers import Reply, fetch, free_port, need_nginx, nginx, peak_kib, program
 
-from fsworker import layout, trash
 from fsworker.client import Client
 from fsworker.config import Settings, load_settings
-from fsworker.objects import ObjectStore
-from fsworker.store import Store
+from fsworker.store import layout, trash
+from fsworker.store.facade import Store
+from fsworker.store.objects import ObjectStore
 
 GIB_OF_ZEROS = "2a492f15396a6768bcbca016993f4b4c8b0b5307"
 PICTURE = secrets.token_bytes(200_000)

@@ -11,10 +11,10 @@ import pytest
 from keeping import DAY, HOUR, VirtualKV, World, world
 from virtual_time import virtual_clock
 
-from fsworker import clock, hold, notes
-from fsworker.accepted import Accepted, forget_accepted, note_accepted, read_accepted
 from fsworker.errors import ConfigError
-from fsworker.store import Store
+from fsworker.keepsets.accepted import Accepted, forget_accepted, note_accepted, read_accepted
+from fsworker.store import clock, hold, notes
+from fsworker.store.facade import Store
 
 BROKEN = [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b'{"shop": 1}', b'{"shop": {}}', b"[" * 100_000]
 

@@ -11,15 +11,15 @@ import fakeredis
 import pytest
 from PIL import Image
 
-from fsworker import pictures
+from fsworker.broker.kv import KV
 from fsworker.config import load_settings
 from fsworker.errors import RedisUnavailableError
-from fsworker.kv import KV
+from fsworker.jobs import pictures
+from fsworker.jobs.pictures import Pictures, Seen
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
-from fsworker.pictures import Pictures, Seen
 from fsworker.specification import Thumbnail
-from fsworker.store import Store
+from fsworker.store.facade import Store
+from fsworker.store.objects import ObjectStore
 
 WISHES = {"small": Thumbnail("20x20"), "tiny": Thumbnail("5x5")}
 

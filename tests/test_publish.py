@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from keeping import World, world
 
-from fsworker import publish as publish_module
+from fsworker.broker.kv import KV
 from fsworker.client import Client
-from fsworker.embedded import EmbeddedServer
 from fsworker.errors import ConfigError, KeepSetError, RedisUnavailableError
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV
-from fsworker.publish import KeepSets
+from fsworker.host.embedded import EmbeddedServer
+from fsworker.keepsets import publish as publish_module
+from fsworker.keepsets.publish import KeepSets
+from fsworker.keepsets.reader import KeepReader
 
 NAMES = [bytes([n % 256, n // 256]) * 10 for n in range(5000)]
 

@@ -9,10 +9,10 @@ import pytest
 from keeping import DAY, HOUR, VirtualKV, World, world
 from virtual_time import virtual_clock
 
-from fsworker.basis import Basis
+from fsworker.collection.basis import Basis
+from fsworker.collection.purge import Trashed, is_due, purge, purge_before
 from fsworker.errors import CollectionRefusedError
 from fsworker.model import EMPTY_HASH, Hash
-from fsworker.purge import Trashed, is_due, purge, purge_before
 
 
 @pytest.fixture

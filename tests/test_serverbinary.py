@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fsworker.errors import ConfigError
-from fsworker.serverbinary import ServerBinary, find_server
+from fsworker.host.serverbinary import ServerBinary, find_server
 
 VALKEY_8 = "Valkey server v=8.0.1 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=0123456789abcdef"
 REDIS_7 = "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=0123456789abcdef"

@@ -14,16 +14,16 @@ from typing import Any
 import fakeredis
 import pytest
 
+from fsworker.broker.kv import KV, RESULT_PREFIX
 from fsworker.client import Client
 from fsworker.config import Settings, load_settings
 from fsworker.errors import RedisUnavailableError, StoreUnavailableError, UploadRejectedError
-from fsworker.kv import KV, RESULT_PREFIX
-from fsworker.locks import job_lock
+from fsworker.jobs.service import Service
+from fsworker.jobs.sweep import sweep
 from fsworker.model import BatchRequest
-from fsworker.objects import ObjectStore
-from fsworker.service import Service
-from fsworker.store import Store
-from fsworker.sweep import sweep
+from fsworker.store.facade import Store
+from fsworker.store.locks import job_lock
+from fsworker.store.objects import ObjectStore
 
 
 class World:
@@ -124,11 +124,11 @@ def test_a_crash_at_each_step_is_made_good_by_the_next_run(
         if step == "taken":
             patched.setattr(ObjectStore, "put_descriptor", crash)
         elif step == "stored":
-            patched.setattr("fsworker.spool.SpoolDirectory.write_outcome", crash)
+            patched.setattr("fsworker.spool.directory.SpoolDirectory.write_outcome", crash)
         elif step == "done":
             patched.setattr(KV, "set_results", crash)
         else:
-            patched.setattr("fsworker.spool.SpoolDirectory.remove", crash)
+            patched.setattr("fsworker.spool.directory.SpoolDirectory.remove", crash)
         with pytest.raises(Crash):
             world.service.run(job.id, "ingest", {})
     report = world.sweep(at_once=True)
@@ -156,7 +156,7 @@ def test_what_kills_its_process_again_and_again_is_taken_out_of_the_way(
 
     job = world.client.ingest(b"poison")
     with monkeypatch.context() as patched:
-        patched.setattr("fsworker.work.media.sniff", kill)
+        patched.setattr("fsworker.jobs.work.media.sniff", kill)
         for _ in range(world.settings.max_attempts):
             with pytest.raises(Kill):
                 world.service.run(job.id, "ingest", {})

@@ -15,7 +15,7 @@ from fsworker.client import Client
 from fsworker.config import load_settings
 from fsworker.errors import ConfigError, InvalidHashError
 from fsworker.model import Hash
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 NAME = Hash("da39a3ee5e6b4b0d3255bfef95601890afd80709")
 OTHER = "f" * 40

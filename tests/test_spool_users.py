@@ -22,14 +22,14 @@ from users import (
     open_path,  # noqa: F401 - a fixture
 )
 
+from fsworker.broker.kv import KV
 from fsworker.client import Client
 from fsworker.config import load_settings
-from fsworker.create import create_store
 from fsworker.errors import ConfigError, UploadRejectedError
-from fsworker.kv import KV
+from fsworker.jobs.service import Service
 from fsworker.model import Outcome
-from fsworker.objects import ObjectStore
-from fsworker.service import Service
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 
 pytestmark = needs_root
 SHOP = WRITER  # a user whose only tie to the store is the group of its spool directory

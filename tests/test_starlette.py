@@ -28,7 +28,7 @@ from webservers import free_port, listens, program
 from fsworker.contrib.starlette import Files
 from fsworker.errors import JobTimeoutError, UploadRejectedError
 from fsworker.model import new_job_id
-from fsworker.upload import Upload
+from fsworker.spool.upload import Upload
 
 PICTURE = importlib.resources.files("fsworker").joinpath("demo_photos", "people.jpg").read_bytes()
 

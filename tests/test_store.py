@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from users import needs_root
 
-from fsworker import layout
 from fsworker.errors import ConfigError, InvalidHashError, NotStoredError, StoreUnavailableError, UploadRejectedError
 from fsworker.model import EMPTY_HASH, parse_hash
-from fsworker.objects import ObjectStore
-from fsworker.store import Store
+from fsworker.store import layout
+from fsworker.store.facade import Store
+from fsworker.store.objects import ObjectStore
 
 MIB = 1 << 20
 

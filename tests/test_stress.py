@@ -16,21 +16,21 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from processes import background, python
 from stores import assert_verifies, kept, sha1, spoil
 
-from fsworker import trash
-from fsworker.create import create_store
 from fsworker.errors import InvalidHashError, NotStoredError
 from fsworker.model import parse_hash
-from fsworker.store import Store
-from fsworker.tempdirs import sweep_leftovers
+from fsworker.store import trash
+from fsworker.store.create import create_store
+from fsworker.store.facade import Store
+from fsworker.store.tempdirs import sweep_leftovers
 
 TORTURE = os.environ.get("FSWORKER_TORTURE") == "1"
 PROCESSES, PUTS, CONTENTS = (8, 10_000, 5_000) if TORTURE else (4, 150, 80)
 
 PUTTING = """
 import random, sys
-from fsworker.batch import Batch
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import BaseTempDir
+from fsworker.store.batch import Batch
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import BaseTempDir
 path, seed, puts, contents, durability = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 chance = random.Random(seed)
 store = ObjectStore(path, durability=durability)
@@ -98,8 +98,8 @@ def test_collections_beside_ingests_and_claims_lose_nothing(tmp_path: Path) -> N
 
 COLLECTING = """
 import sys
-from fsworker import layout, trash
-from fsworker.objects import ObjectStore
+from fsworker.store import layout, trash
+from fsworker.store.objects import ObjectStore
 store = ObjectStore(sys.argv[1], durability="none")
 stamp = layout.stamp()
 trash.open_run(store, stamp)

@@ -12,7 +12,7 @@ import pytest
 from processes import FORKING_PROCESSES, FORKING_PROGRAM, background, eventually, marked, none_left, python
 
 from fsworker.errors import ConfigError, UnavailableError
-from fsworker.supervise import Child, Supervisor, restart_delay_s
+from fsworker.host.supervise import Child, Supervisor, restart_delay_s
 
 SLEEP = "import time; time.sleep(600)"
 # A guard bears its program's command line too, so one more process carries the mark.
@@ -141,7 +141,7 @@ def test_the_delay_before_a_restart_doubles_to_30_s_and_begins_anew_after_a_minu
 
 RUN = """
 import sys
-from fsworker.supervise import Child, Supervisor
+from fsworker.host.supervise import Child, Supervisor
 program = open(sys.argv[1] + "/program").read()
 children = [
     Child(name, [sys.executable, "-c", program, sys.argv[1]], stop_grace_s=float(sys.argv[2]))

@@ -12,8 +12,8 @@ from processes import background
 from stores import sha1
 
 from fsworker.errors import FSWorkerError
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import EXCEPTION_FILE, BaseTempDir, sweep_leftovers
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import EXCEPTION_FILE, BaseTempDir, sweep_leftovers
 
 
 @pytest.fixture
@@ -188,8 +188,8 @@ def test_a_directory_that_cannot_be_removed_says_so(store: ObjectStore, monkeypa
 
 DYING = """
 import sys, time
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import BaseTempDir
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import BaseTempDir
 store = ObjectStore(sys.argv[1])
 tmp = BaseTempDir(store)
 tmp.__enter__()

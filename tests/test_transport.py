@@ -23,9 +23,9 @@ from kombu import Connection, Consumer, Exchange, Queue
 from live_worker import RESULT, Server, StartWorker, Worker, nap, send
 from processes import eventually
 
-from fsworker import door, transport
+from fsworker.broker import door, transport
+from fsworker.broker.judge import QueueRules, Reason, Refused
 from fsworker.errors import ConfigError
-from fsworker.judge import QueueRules, Reason, Refused
 
 # Strangers
 

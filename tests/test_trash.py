@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from stores import sha1, spoil
 
-from fsworker import layout, trash
 from fsworker.model import EMPTY_HASH
-from fsworker.objects import ObjectStore
+from fsworker.store import layout, trash
+from fsworker.store.objects import ObjectStore
 
 FIRST, SECOND = "20200101000000-00000000-00000001", "20210101000000-00000000-00000002"
 NEVER, ALWAYS = 0.0, 2.0**40

@@ -15,14 +15,14 @@ from processes import eventually
 from stacks import running_stack
 from virtual_time import virtual_clock
 
+from fsworker.broker.kv import KV
+from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
 from fsworker.celery import make_app
 from fsworker.client import Client
+from fsworker.collection.upkeep import Upkeep, read_last
 from fsworker.contrib.celery import EVERY_S, add_publish_keep_set
 from fsworker.errors import KeepSetError, UploadRejectedError
-from fsworker.kv import KV
-from fsworker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
-from fsworker.tasks import MAINTENANCE_VALIDATORS
-from fsworker.upkeep import Upkeep, read_last
+from fsworker.jobs.tasks import MAINTENANCE_VALIDATORS
 
 Sent = list[tuple[str, dict[str, Any]]]
 

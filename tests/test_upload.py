@@ -8,11 +8,11 @@ import stat
 
 import pytest
 
+from fsworker.broker.kv import KV
 from fsworker.client import Client
 from fsworker.config import load_settings
 from fsworker.errors import StoreUnavailableError, UploadNotFoundError, UploadRejectedError
-from fsworker.kv import KV
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from click.testing import CliRunner, Result
 from damage import STAMP, Damage, Plant, all_bytes, content, memory_path, plant_all, sha1
 from processes import ENVIRONMENT, background
 
-from fsworker import hold
 from fsworker.cli import cli
-from fsworker.create import create_store
 from fsworker.errors import ConfigError, VerificationRunningError
-from fsworker.handle import SYNC_FAILED_MARK
-from fsworker.locks import store_lock
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import BaseTempDir
+from fsworker.store import hold
+from fsworker.store.create import create_store
+from fsworker.store.handle import SYNC_FAILED_MARK
+from fsworker.store.locks import store_lock
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import BaseTempDir
 from fsworker.verification import content as contents
 from fsworker.verification.copies import Mirror
 from fsworker.verification.desk import Policy
@@ -35,8 +35,8 @@ __all__ = ["memory_path"]
 
 CHURN = """
 import os, random, sys
-from fsworker import layout, trash
-from fsworker.objects import ObjectStore
+from fsworker.store import layout, trash
+from fsworker.store.objects import ObjectStore
 store = ObjectStore(sys.argv[1], durability="none")
 chance, number = random.Random(int(sys.argv[2])), 0
 stamp = layout.stamp()
@@ -377,7 +377,7 @@ def test_a_killed_scanner_is_an_error_not_a_clean_store(tmp_path: Path) -> None:
     plant = make(tmp_path, 2000)
     code = (
         "import os, sys, threading, time\n"
-        "from fsworker.objects import ObjectStore\n"
+        "from fsworker.store.objects import ObjectStore\n"
         "from fsworker.verification.whole import Options, verify_all\n"
         "def killer():\n"
         "    while True:\n"

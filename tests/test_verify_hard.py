@@ -17,12 +17,12 @@ from processes import eventually
 from stacks import running_stack
 from users import OTHER_GROUP, READER, STORE_GROUP, STRANGER, WORKER, as_user, needs_root, open_path
 
-from fsworker.create import create_store
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV, connect
+from fsworker.broker.kv import KV, connect
+from fsworker.broker.names import Names
+from fsworker.keepsets.reader import KeepReader
 from fsworker.model import Hash
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 from fsworker.verification import history as histories
 from fsworker.verification.copies import Mirror
 from fsworker.verification.desk import Policy

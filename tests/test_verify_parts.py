@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import ENVIRONMENT
 
-from fsworker.create import create_store
-from fsworker.handle import SYNC_FAILED_MARK
-from fsworker.locks import store_lock
-from fsworker.objects import ObjectStore
+from fsworker.store.create import create_store
+from fsworker.store.handle import SYNC_FAILED_MARK
+from fsworker.store.locks import store_lock
+from fsworker.store.objects import ObjectStore
 from fsworker.verification import history as histories
 from fsworker.verification import part as parts
 from fsworker.verification.history import PAIRS, Cursor, History, Limits, Verified, plan
@@ -317,7 +317,7 @@ def test_a_file_that_kills_its_readers_is_passed_over_after_some_attempts(
 PART = """
 import sys
 from pathlib import Path
-from fsworker.objects import ObjectStore
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.part import verify_part, BUDGET_S
 from fsworker.verification.history import Limits
 from fsworker.verification import content as contents

@@ -9,7 +9,7 @@ from pathlib import Path
 from live_worker import Server, StartWorker, nap
 from processes import eventually
 
-from fsworker.watchdog import EXIT_STATUS
+from fsworker.host.watchdog import EXIT_STATUS
 
 
 def test_a_worker_whose_main_process_hangs_ends(start_worker: StartWorker, tmp_path: Path) -> None:

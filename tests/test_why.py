@@ -9,9 +9,9 @@ import pytest
 from keeping import DAY, HOUR, VirtualKV, World, world
 from virtual_time import virtual_clock
 
-from fsworker import errordir
+from fsworker.collection.why import Why, why
 from fsworker.model import Hash
-from fsworker.why import Why, why
+from fsworker.store import errordir
 
 
 @pytest.fixture

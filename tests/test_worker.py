@@ -18,7 +18,7 @@ from stacks import RunningStack, running_stack
 
 from fsworker.client import Client
 from fsworker.config import load_settings
-from fsworker.store import Store
+from fsworker.store.facade import Store
 
 
 @contextmanager

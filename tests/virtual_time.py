@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from fsworker import clock as clock_module
-from fsworker import handle, heal, hold, objects, reading, staging, trash, trashlist
+from fsworker.store import clock as clock_module
+from fsworker.store import handle, heal, hold, objects, reading, staging, trash, trashlist
 
 _TICK_S = time.clock_getres(5)  # CLOCK_REALTIME_COARSE, which Python has no name for
 _MODULES: tuple[ModuleType, ...] = (handle, reading, staging, objects, heal, trash, trashlist)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from fsworker.acl import RedisUser, acl_file, all_users
+from fsworker.broker.acl import RedisUser, acl_file, all_users
+from fsworker.broker.names import Names
 from fsworker.cli.common import json_option, open_store, print_json, reporting, settings_for, store_option
 from fsworker.errors import ConfigError
-from fsworker.names import Names
 
 
 @click.command()

@@ -22,14 +22,14 @@ from fsworker.cli.common import (
     warn_root,
 )
 from fsworker.cli.upkeep import make_reader
+from fsworker.collection.retire import check_registered, only_kept_by, retire
 from fsworker.config import Settings, format_duration, parse_duration
-from fsworker.create import add_apps, create_store, parse_app
 from fsworker.errors import ConfigError, RedisUnavailableError
-from fsworker.handle import StoreHandle, group_name, user_name
-from fsworker.keepsets import BrokenKeepSetError
-from fsworker.layout import GROUP_WRITES, SPOOL
-from fsworker.objects import ObjectStore
-from fsworker.retire import check_registered, only_kept_by, retire
+from fsworker.keepsets.form import BrokenKeepSetError
+from fsworker.store.create import add_apps, create_store, parse_app
+from fsworker.store.handle import StoreHandle, group_name, user_name
+from fsworker.store.layout import GROUP_WRITES, SPOOL
+from fsworker.store.objects import ObjectStore
 
 
 class Duration(click.ParamType[float]):

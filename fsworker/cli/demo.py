@@ -19,10 +19,10 @@ from fsworker.client import Client
 from fsworker.config import Settings, load_settings
 from fsworker.durable import hash_descriptor
 from fsworker.errors import ConfigError
-from fsworker.store import Store
-from fsworker.supervise import Supervisor
+from fsworker.host.supervise import Supervisor
+from fsworker.host.up import Stack, stack
+from fsworker.store.facade import Store
 from fsworker.thumbnails.upright import is_upright
-from fsworker.up import Stack, stack
 
 _APP = "demo"
 _THUMBNAILS = {"small": "100x100", "hero": "640x"}

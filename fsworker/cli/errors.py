@@ -9,7 +9,6 @@ from typing import Any
 import click
 from rich.table import Table
 
-from fsworker import errordir
 from fsworker.cli.common import (
     json_option,
     open_store,
@@ -20,9 +19,10 @@ from fsworker.cli.common import (
     stdout,
     store_option,
 )
-from fsworker.errordir import ErrorEntry
-from fsworker.layout import stamp_time
-from fsworker.rejected import discard, retry
+from fsworker.jobs.rejected import discard, retry
+from fsworker.store import errordir
+from fsworker.store.errordir import ErrorEntry
+from fsworker.store.layout import stamp_time
 
 
 @click.group("error")

@@ -8,13 +8,13 @@ from typing import TextIO
 
 import click
 
+from fsworker.adoption.exporting import export_files
+from fsworker.adoption.manifest import read_manifest
 from fsworker.cli.common import format_size, json_option, print_json, reporting, settings_for, store_option
 from fsworker.cli.import_ import file_progress, tell_failures
 from fsworker.config import Settings
 from fsworker.errors import ConfigError
-from fsworker.exporting import export_files
-from fsworker.manifest import read_manifest
-from fsworker.reading import ObjectReader
+from fsworker.store.reading import ObjectReader
 
 Wanted = tuple[str, str, int | None]
 

@@ -10,12 +10,12 @@ import click
 
 from fsworker.cli.common import format_size, json_option, print_json, reporting, stdout, store_option, warn_root
 from fsworker.cli.upkeep import opened, override_option, progress_bar, refusing, utc
-from fsworker.collect import Plan
-from fsworker.collecting import Collector
+from fsworker.collection.collector import Collector
+from fsworker.collection.plan import Plan
+from fsworker.collection.runs import Run
+from fsworker.collection.upkeep import note_last
 from fsworker.config import format_duration
 from fsworker.errors import CollectionRefusedError
-from fsworker.runs import Run
-from fsworker.upkeep import note_last
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from fsworker.alive import MAX_AGE_S, ROLES, silent_for_s
+from fsworker.host.alive import MAX_AGE_S, ROLES, silent_for_s
 
 
 @click.command()
@@ -39,7 +39,7 @@ def health(role: str | None, max_age: str) -> None:
 
 
 def _state_directory() -> Path:
-    """As :func:`fsworker.state.state_directory` finds it; straight from the environment where it is named there."""
+    """As :func:`fsworker.host.state.state_directory` finds it; straight from the environment where it is named there."""
     named = os.environ.get("FSWORKER_STATE_DIR")
     if named:
         return Path(os.path.abspath(os.path.expanduser(named)))
@@ -47,8 +47,8 @@ def _state_directory() -> Path:
     # command, and containers and units, which ask every few seconds, name the directory.
     from fsworker.config import load_settings
     from fsworker.errors import ConfigError
-    from fsworker.handle import StoreHandle
-    from fsworker.state import state_directory
+    from fsworker.host.state import state_directory
+    from fsworker.store.handle import StoreHandle
 
     try:
         settings = load_settings()

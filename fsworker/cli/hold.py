@@ -18,10 +18,10 @@ from fsworker.cli.common import (
     warn_root,
 )
 from fsworker.cli.upkeep import utc
-from fsworker.collecting import quiesce
+from fsworker.collection.collector import quiesce
 from fsworker.config import format_duration, parse_duration
 from fsworker.errors import ConfigError
-from fsworker.hold import MAX_HOLD_S, release, set_hold
+from fsworker.store.hold import MAX_HOLD_S, release, set_hold
 
 _WAIT_S = 60.0
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from fsworker.adopt import import_tree, measure
+from fsworker.adoption.importing import import_tree, measure
+from fsworker.adoption.manifest import OnFile, Report, printable
 from fsworker.cli.common import (
     format_size,
     json_option,
@@ -22,7 +23,6 @@ from fsworker.cli.common import (
     store_option,
     warn_root,
 )
-from fsworker.manifest import OnFile, Report, printable
 
 _SHOWN_FAILURES = 20
 

@@ -26,7 +26,7 @@ from fsworker.cli.common import (
 from fsworker.client import Client
 from fsworker.config import parse_duration
 from fsworker.errors import FSWorkerError, ImageError, JobTimeoutError
-from fsworker.job import Job
+from fsworker.jobs.job import Job
 from fsworker.model import IngestResult
 from fsworker.specification import Thumbnail
 

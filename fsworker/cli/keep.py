@@ -10,7 +10,6 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from fsworker.basis import ageing
 from fsworker.cli.common import (
     json_option,
     open_store,
@@ -23,10 +22,11 @@ from fsworker.cli.common import (
 )
 from fsworker.cli.upkeep import make_reader, parse_time, utc
 from fsworker.client import Client
-from fsworker.clock import boot_time_s
+from fsworker.collection.basis import ageing
 from fsworker.config import format_duration
 from fsworker.errors import ConfigError
-from fsworker.keepreader import Found
+from fsworker.keepsets.reader import Found
+from fsworker.store.clock import boot_time_s
 
 
 @click.group("keep")

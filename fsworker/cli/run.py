@@ -13,12 +13,12 @@ from celery import Celery
 from celery.platforms import SecurityWarning
 
 from fsworker.celery import make_app
-from fsworker.checks import check_worker
 from fsworker.cli.common import json_option, open_store, reporting, settings_for, stderr, store_option, warn_root
 from fsworker.config import Settings
-from fsworker.state import make_state_directory, only_one
-from fsworker.supervise import Supervisor
-from fsworker.up import Stack, stack
+from fsworker.host.checks import check_worker
+from fsworker.host.state import make_state_directory, only_one
+from fsworker.host.supervise import Supervisor
+from fsworker.host.up import Stack, stack
 
 
 @click.command()

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from fsworker import layout
-from fsworker.basis import ageing
+from fsworker.broker.kv import KV
+from fsworker.broker.names import Names
+from fsworker.broker.refusals import ROLES, refusals
 from fsworker.cli.common import (
     format_size,
     json_option,
@@ -20,16 +21,15 @@ from fsworker.cli.common import (
     store_option,
 )
 from fsworker.cli.keep import describe
+from fsworker.collection.basis import ageing
+from fsworker.collection.runs import read_run
+from fsworker.collection.upkeep import read_last
 from fsworker.config import Settings, redact_url
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
-from fsworker.refusals import ROLES, refusals
-from fsworker.runs import read_run
-from fsworker.spool import SpoolDirectory
-from fsworker.state import find_redis_url, state_directory
-from fsworker.upkeep import read_last
+from fsworker.host.state import find_redis_url, state_directory
+from fsworker.keepsets.reader import KeepReader
+from fsworker.spool.directory import SpoolDirectory
+from fsworker.store import layout
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.part import coverage, limits_of
 
 

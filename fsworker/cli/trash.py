@@ -21,15 +21,15 @@ from fsworker.cli.common import (
     warn_root,
 )
 from fsworker.cli.upkeep import opened, override_option, refusing, utc
-from fsworker.collecting import refuse_hold
+from fsworker.collection.collector import refuse_hold
+from fsworker.collection.purge import purge as purge_trash
+from fsworker.collection.upkeep import note_last
 from fsworker.errors import ConfigError
-from fsworker.layout import is_stamp
 from fsworker.model import Hash, is_hash
-from fsworker.objects import ObjectStore
-from fsworker.purge import purge as purge_trash
-from fsworker.trash import restore
-from fsworker.trashlist import names_of, runs, stamps
-from fsworker.upkeep import note_last
+from fsworker.store.layout import is_stamp
+from fsworker.store.objects import ObjectStore
+from fsworker.store.trash import restore
+from fsworker.store.trashlist import names_of, runs, stamps
 
 
 @click.group("trash")

@@ -11,16 +11,16 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fsworker.basis import OVERRIDES
+from fsworker.broker.kv import KV
+from fsworker.broker.names import Names
 from fsworker.cli.common import open_store, print_json, settings_for, stderr
-from fsworker.collecting import Collector
+from fsworker.collection.basis import OVERRIDES
+from fsworker.collection.collector import Collector
 from fsworker.config import Settings
 from fsworker.errors import CollectionRefusedError, ConfigError
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
-from fsworker.state import find_redis_url
+from fsworker.host.state import find_redis_url
+from fsworker.keepsets.reader import KeepReader
+from fsworker.store.objects import ObjectStore
 
 _NAMES = [*OVERRIDES, *(name.replace("_", "-") for name in OVERRIDES)]
 override_option = click.option(

@@ -27,7 +27,7 @@ from fsworker.cli.common import (
 from fsworker.config import parse_size
 from fsworker.errors import ConfigError, InvalidHashError
 from fsworker.model import Hash, parse_hash
-from fsworker.objects import ObjectStore
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.copies import Mirror
 from fsworker.verification.desk import Policy
 from fsworker.verification.findings import Finding, printable

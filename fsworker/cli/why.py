@@ -18,11 +18,11 @@ from fsworker.cli.common import (
     store_option,
 )
 from fsworker.cli.upkeep import make_reader, utc
-from fsworker.collecting import Collector
+from fsworker.collection.collector import Collector
+from fsworker.collection.why import Why
+from fsworker.collection.why import why as look_up
 from fsworker.errors import ConfigError
 from fsworker.model import parse_hash
-from fsworker.why import Why
-from fsworker.why import why as look_up
 
 
 @click.command()

@@ -23,9 +23,9 @@ from fsworker.errors import (
     NotStoredError,
     UploadError,
 )
-from fsworker.job import Job
+from fsworker.jobs.job import Job
 from fsworker.model import Hash, parse_hash
-from fsworker.reading import ObjectReader
+from fsworker.store.reading import ObjectReader
 
 _CHUNK_BYTES = 256 << 10
 

@@ -27,8 +27,8 @@ from fsworker.config import Settings
 from fsworker.contrib.answers import FileAnswers, job_report
 from fsworker.durable import BUFFER_BYTES
 from fsworker.errors import UploadRejectedError
-from fsworker.job import Job
-from fsworker.upload import Upload
+from fsworker.jobs.job import Job
+from fsworker.spool.upload import Upload
 
 
 class FSWorker:

@@ -35,9 +35,9 @@ from fsworker.client import Client
 from fsworker.config import Settings
 from fsworker.contrib.answers import FileAnswers, job_report
 from fsworker.errors import JobTimeoutError, UploadRejectedError
-from fsworker.job import Job
+from fsworker.jobs.job import Job
 from fsworker.model import Result
-from fsworker.upload import Upload
+from fsworker.spool.upload import Upload
 
 _FIRST_POLL_S = 0.02
 _SLOWEST_POLL_S = 0.5

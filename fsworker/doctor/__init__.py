@@ -9,16 +9,16 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from fsworker.broker.kv import KV
+from fsworker.broker.names import Names
 from fsworker.config import Settings
 from fsworker.doctor.broker import look_at_redis
 from fsworker.doctor.findings import Finding, ok, problem, warning, worst
 from fsworker.doctor.running import look_at_clocks_and_keep_sets, look_at_what_runs
 from fsworker.doctor.storage import look_at_storage
 from fsworker.errors import ConfigError, RedisUnavailableError
-from fsworker.kv import KV
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
-from fsworker.state import find_redis_url, state_directory
+from fsworker.host.state import find_redis_url, state_directory
+from fsworker.store.objects import ObjectStore
 
 __all__ = ["Finding", "examine", "worst"]
 

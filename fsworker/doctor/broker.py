@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fsworker.acl import admin_user, maintenance_user
+from fsworker.broker.acl import admin_user, maintenance_user
+from fsworker.broker.kv import KV, RESULT_PREFIX
+from fsworker.broker.names import Names
 from fsworker.config import redact_url
 from fsworker.doctor.findings import Finding, ok, problem, warning
 from fsworker.errors import RedisUnavailableError
-from fsworker.kv import KV, RESULT_PREFIX
-from fsworker.names import Names
 
 BULK_BYTES = 1 << 20
 """What one argument of a command may be (``proto-max-bulk-len``); fsworker's own need is half of it."""

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from fsworker import layout
-from fsworker.accepted import read_accepted
-from fsworker.alive import MAX_AGE_S, ROLES, silent_for_s
-from fsworker.basis import Clocks, ageing, judge_keep_sets, rules_of
-from fsworker.clock import is_synchronised, read_record
+from fsworker.broker.kv import KV
+from fsworker.broker.names import Names
+from fsworker.broker.refusals import refusals
+from fsworker.collection.basis import Clocks, ageing, judge_keep_sets, rules_of
+from fsworker.collection.upkeep import last_sweep_s, read_last
 from fsworker.config import Settings, format_duration
 from fsworker.doctor.findings import Finding, ok, problem, span, warning
 from fsworker.errors import CollectionRefusedError, FSWorkerError
-from fsworker.handle import StoreHandle
-from fsworker.hold import current
-from fsworker.keepreader import KeepReader
-from fsworker.kv import KV
-from fsworker.names import Names
-from fsworker.notes import BrokenNoteError
-from fsworker.refusals import refusals
-from fsworker.spool import SpoolDirectory
-from fsworker.upkeep import last_sweep_s, read_last
+from fsworker.host.alive import MAX_AGE_S, ROLES, silent_for_s
+from fsworker.keepsets.accepted import read_accepted
+from fsworker.keepsets.reader import KeepReader
+from fsworker.spool.directory import SpoolDirectory
+from fsworker.store import layout
+from fsworker.store.clock import is_synchronised, read_record
+from fsworker.store.handle import StoreHandle
+from fsworker.store.hold import current
+from fsworker.store.notes import BrokenNoteError
 
 _LONG_QUEUE = 1000
 _MAX_LOOKED_AT = 20_000

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from fsworker import layout
-from fsworker.checks import check_worker
 from fsworker.doctor.findings import Finding, ok, problem, warning
 from fsworker.errors import FSWorkerError
-from fsworker.handle import SYNC_FAILED_MARK, StoreHandle, group_name, user_name
-from fsworker.objects import ObjectStore
+from fsworker.host.checks import check_worker
+from fsworker.store import layout
+from fsworker.store.handle import SYNC_FAILED_MARK, StoreHandle, group_name, user_name
+from fsworker.store.objects import ObjectStore
 
 _LOW_SHARE = 0.05
 _LOW_BYTES = 256 << 20

@@ -9,9 +9,10 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 
-from fsworker import durable, heal, layout
-from fsworker.handle import log
-from fsworker.staging import Candidate
+from fsworker import durable
+from fsworker.store import heal, layout
+from fsworker.store.handle import log
+from fsworker.store.staging import Candidate
 from fsworker.verification.copies import good_copy
 from fsworker.verification.desk import Desk, name_of
 from fsworker.verification.findings import CONTENT_KINDS, Finding, Suspicion

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from fsworker import layout
 from fsworker.errors import ConfigError
-from fsworker.handle import log
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
-from fsworker.staging import Candidate
-from fsworker.trash import trashed_names
+from fsworker.store import layout
+from fsworker.store.handle import log
+from fsworker.store.objects import ObjectStore
+from fsworker.store.staging import Candidate
+from fsworker.store.trash import trashed_names
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 

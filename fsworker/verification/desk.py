@@ -7,9 +7,9 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
-from fsworker import layout
 from fsworker.model import Hash, is_hash
-from fsworker.objects import ObjectStore
+from fsworker.store import layout
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.copies import Mirror
 from fsworker.verification.findings import Finding, Suspicion
 from fsworker.verification.judging import Judge

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fsworker import layout, notes
-from fsworker.handle import StoreHandle, log
+from fsworker.store import layout, notes
+from fsworker.store.handle import StoreHandle, log
 
 NOTE = "verify.json"
 PAIRS = tuple(f"{number:02x}" for number in range(256))

@@ -7,7 +7,7 @@ import stat
 import time
 from dataclasses import replace
 
-from fsworker import heal, layout
+from fsworker.store import heal, layout
 from fsworker.verification.desk import Desk, name_of
 from fsworker.verification.findings import Finding, Suspicion
 from fsworker.verification.judging import clock_of

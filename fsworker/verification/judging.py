@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fsworker import layout
-from fsworker.handle import StoreHandle
 from fsworker.model import EMPTY_HASH, is_hash
+from fsworker.store import layout
+from fsworker.store.handle import StoreHandle
 from fsworker.verification.findings import Suspicion
 from fsworker.verification.kindly import KindReader
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from fsworker import hold, layout
 from fsworker.errors import ConfigError, FSWorkerError, UploadRejectedError
-from fsworker.locks import job_in_flight
 from fsworker.model import check_app, check_job_id
-from fsworker.objects import ObjectStore
-from fsworker.spool import STORE_NOTE, Entry, SpoolDirectory, request_name
-from fsworker.tempdirs import LEFTOVER_AGE_S
+from fsworker.spool.directory import STORE_NOTE, Entry, SpoolDirectory, request_name
+from fsworker.store import hold, layout
+from fsworker.store.locks import job_in_flight
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import LEFTOVER_AGE_S
 from fsworker.verification.findings import Finding
 from fsworker.verification.judging import clock_of, opened_directory
 from fsworker.verification.quarantine import quarantine

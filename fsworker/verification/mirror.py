@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from fsworker import layout
 from fsworker.config import format_duration
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
+from fsworker.store import layout
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.copies import Mirror
 from fsworker.verification.findings import Finding, Suspicion
 from fsworker.verification.judging import LENIENT, Judge, Tally, clock_of

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsworker import layout
 from fsworker.config import Settings, format_duration
 from fsworker.errors import ConfigError, VerificationRunningError
-from fsworker.handle import SYNC_FAILED_MARK
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import LEFTOVER_AGE_S
+from fsworker.store import layout
+from fsworker.store.handle import SYNC_FAILED_MARK
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import LEFTOVER_AGE_S
 from fsworker.verification import history as histories
 from fsworker.verification import leftovers
 from fsworker.verification.copies import Mirror

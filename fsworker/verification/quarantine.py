@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from fsworker import errordir
-from fsworker.locks import shard_lock
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
+from fsworker.store import errordir
+from fsworker.store.locks import shard_lock
+from fsworker.store.objects import ObjectStore
 
 
 def quarantine(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fsworker.errors import FSWorkerError
-from fsworker.handle import log
+from fsworker.store.handle import log
 from fsworker.verification.content import ContentSettler
 from fsworker.verification.desk import Desk
 from fsworker.verification.findings import CONTENT_KINDS, Finding, Suspicion

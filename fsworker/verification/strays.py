@@ -9,9 +9,9 @@ import os
 import stat
 from dataclasses import replace
 
-from fsworker import heal, hold, layout
 from fsworker.model import Hash, is_hash
-from fsworker.objects import ObjectStore
+from fsworker.store import heal, hold, layout
+from fsworker.store.objects import ObjectStore
 from fsworker.verification.copies import good_copy
 from fsworker.verification.desk import Desk
 from fsworker.verification.findings import Finding, Suspicion

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fsworker import errordir, layout
-from fsworker.errordir import ErrorEntry
-from fsworker.handle import log
-from fsworker.keepreader import Found, KeepReader
-from fsworker.keepsets import BrokenKeepSetError
+from fsworker.broker.names import Names
+from fsworker.keepsets.form import BrokenKeepSetError
+from fsworker.keepsets.reader import Found, KeepReader
 from fsworker.model import Hash, is_hash
-from fsworker.names import Names
-from fsworker.objects import ObjectStore
-from fsworker.trash import trashed_names
+from fsworker.store import errordir, layout
+from fsworker.store.errordir import ErrorEntry
+from fsworker.store.handle import log
+from fsworker.store.objects import ObjectStore
+from fsworker.store.trash import trashed_names
 from fsworker.verification import history as histories
 
 ON_QUARANTINE = "on_quarantine"

@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsworker import layout
 from fsworker.errors import VerificationRunningError
-from fsworker.handle import SYNC_FAILED_MARK, log
-from fsworker.locks import store_lock
 from fsworker.model import Hash
-from fsworker.objects import ObjectStore
+from fsworker.store import layout
+from fsworker.store.handle import SYNC_FAILED_MARK, log
+from fsworker.store.locks import store_lock
+from fsworker.store.objects import ObjectStore
 from fsworker.verification import history as histories
 from fsworker.verification import leftovers
 from fsworker.verification.copies import Mirror, good_copy

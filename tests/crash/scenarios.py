@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsworker import layout, trash
-from fsworker.batch import Batch
 from fsworker.errors import HashCollisionError
-from fsworker.layout import data_name
 from fsworker.model import parse_hash
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import BaseTempDir, sweep_leftovers
+from fsworker.store import layout, trash
+from fsworker.store.batch import Batch
+from fsworker.store.layout import data_name
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import BaseTempDir, sweep_leftovers
 
 COLLISION = Path(__file__).parents[3] / "shared/corpus/collision"
 NEIGHBOUR = b"was there before"

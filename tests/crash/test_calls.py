@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fsworker.create import create_store
-from fsworker.objects import ObjectStore
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 
 from . import tracer
 from .scenarios import NEW, same_shard

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fsworker.errors import FSWorkerError
-from fsworker.objects import ObjectStore
+from fsworker.store.objects import ObjectStore
 
 from . import tracer
 from .scenarios import Scenario, all_scenarios, check, check_recovery, fresh_copy

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fsworker import heal, objects, trash
 from fsworker.model import parse_hash
-from fsworker.objects import ObjectStore
+from fsworker.store import heal, objects, trash
+from fsworker.store.objects import ObjectStore
 
 from .interleave import Explored, Operation, explore
 from .scenarios import NEIGHBOUR, Scenario, sha1

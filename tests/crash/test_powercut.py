@@ -21,8 +21,8 @@ import pytest
 from processes import ENVIRONMENT, eventually, python
 from stores import assert_verifies
 
-from fsworker.create import create_store
-from fsworker.objects import ObjectStore
+from fsworker.store.create import create_store
+from fsworker.store.objects import ObjectStore
 
 TORTURE = os.environ.get("FSWORKER_TORTURE") == "1"
 CUTS = 12 if TORTURE else 2
@@ -33,9 +33,9 @@ FILESYSTEMS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"
 
 WORKER = """
 import os, sys
-from fsworker.batch import Batch
-from fsworker.objects import ObjectStore
-from fsworker.tempdirs import BaseTempDir
+from fsworker.store.batch import Batch
+from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import BaseTempDir
 path, durability, seed = sys.argv[1:]
 store = ObjectStore(path, durability=durability)
 number = 0

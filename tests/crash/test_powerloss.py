@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fsworker.errordir import REASON_FILE
+from fsworker.store.errordir import REASON_FILE
 
 from . import tracer
 from .powerloss import Disk, Recorder, Sync, Trace, crashes, snapshot, written_before

@@ -15,8 +15,8 @@ from fsworker.client import Client
 from fsworker.config import load_settings
 from fsworker.contrib.answers import FileAnswers
 from fsworker.errors import ConfigError
-from fsworker.job import Job
-from fsworker.upload import Upload
+from fsworker.jobs.job import Job
+from fsworker.spool.upload import Upload
 
 _lock = threading.Lock()
 _answers: list[FileAnswers] = []

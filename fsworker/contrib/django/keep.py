@@ -19,8 +19,8 @@ from fsworker.contrib.django.fields import HashField, ThumbnailsField, thumbnail
 from fsworker.contrib.django.files import client
 from fsworker.contrib.django.storage import FSWorkerStorage, hash_of
 from fsworker.errors import InvalidHashError, KeepSetError
+from fsworker.keepsets.publish import Published
 from fsworker.model import Hash, parse_hash, shorten
-from fsworker.publish import Published
 
 M = TypeVar("M", bound=type[models.Model])
 

@@ -15,7 +15,7 @@ from django.core.files.uploadhandler import FileUploadHandler
 
 from fsworker.contrib.django.files import client
 from fsworker.errors import UploadRejectedError
-from fsworker.upload import Upload
+from fsworker.spool.upload import Upload
 
 
 class SpooledFile(UploadedFile):

@@ -1,0 +1,1 @@
+"""Directories of files into a store, and out of it."""

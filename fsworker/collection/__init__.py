@@ -1,0 +1,1 @@
+"""Garbage collection: what no application keeps goes to trash, and later for good."""

@@ -1,0 +1,176 @@
+"""Collections and purges as the maintenance worker does them: in short parts, each a task that sends the next.
+
+A part is short against the visibility timeout, so that no copy of it is delivered while it works; should one be, it finds
+the lock taken and ends. A message that is lost ends the run; beat's next one takes it up. What the last ones did is noted
+in the store (``Lock/last.json``) for ``fsworker stats``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from fsworker.broker.kv import KV
+from fsworker.broker.names import COLLECT_PART, PURGE_PART, Names
+from fsworker.collection.basis import ageing
+from fsworker.collection.collector import Collector
+from fsworker.collection.purge import purge
+from fsworker.collection.runs import Run
+from fsworker.config import Settings
+from fsworker.errors import CollectionRefusedError, RedisUnavailableError
+from fsworker.keepsets.reader import KeepReader
+from fsworker.store.clock import observe
+from fsworker.store.handle import StoreHandle
+from fsworker.store.notes import BrokenNoteError, read_note, write_note
+from fsworker.store.objects import ObjectStore
+from fsworker.verification.part import limits_of, verify_part
+from fsworker.verification.telling import tell
+
+log = logging.getLogger(__name__)
+
+NOTE = "last.json"
+SWEPT_NOTE = "swept.json"
+_PART_S = 30.0
+_WARN_EVERY_S = 3600.0
+
+
+class Send(Protocol):
+    """Sends a task. Raises :class:`RedisUnavailableError`."""
+
+    def __call__(self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None: ...
+
+
+class Upkeep:
+    """What beat starts for one store, beside the sweep."""
+
+    def __init__(self, store: ObjectStore, kv: KV, send: Send, settings: Settings) -> None:
+        self._store, self._send, self._settings = store, send, settings
+        self._names = Names(settings.namespace)
+        self._reader = KeepReader(kv, self._names)
+        self._part_s = min(_PART_S, settings.visibility_timeout / 4)
+        self._warned_s = -_WARN_EVERY_S
+
+    def collect(self, run: str | None = None) -> dict[str, Any]:
+        """Begin (or take up) a collection, or do the next part of ``run``. A refusal is logged and returned."""
+        try:
+            done = Collector(self._store, self._reader, self._settings).part(run, self._part_s)
+        except CollectionRefusedError as error:
+            return self._refused("collect", error)
+        if done is None:
+            return {"run": run, "over": True}
+        if done.done:
+            log_run(done)
+            note_last(self._store, "collect", done.as_json())
+        else:
+            task_id = f"fsworker.collect-{done.stamp}-{done.phase}-{done.shard}"
+            self._send(COLLECT_PART, {"run": done.stamp}, self._names.maintenance_queue, task_id)
+        return done.as_json()
+
+    def purge(self, shard: int = 0) -> dict[str, Any]:
+        """Purge from ``shard`` on, for one part. A refusal is logged and returned."""
+        collector = Collector(self._store, self._reader, self._settings)
+        try:
+            done = purge(collector, first_shard=shard, budget_s=self._part_s)
+        except CollectionRefusedError as error:
+            return self._refused("purge", error)
+        if done.deleted or done.wanted:
+            log.info("purge: %s", done.as_json())
+        if done.done:
+            note_last(self._store, "purge", done.as_json())
+        else:
+            task_id = f"fsworker.purge-{int(time.time())}-{done.shard}"
+            self._send(PURGE_PART, {"shard": done.shard}, self._names.maintenance_queue, task_id)
+        return done.as_json()
+
+    def verify(self) -> dict[str, Any]:
+        """Verify a part of what is due, and tell applications what of theirs is in quarantine."""
+        part = verify_part(self._store, limits_of(self._settings), mirror_path=self._settings.mirror)
+        if part.skipped:
+            log.info("verification: %s", part.skipped)
+            return part.as_json()
+        if part.files or part.findings:
+            log.info("verification: %s", {**part.as_json(), "findings": len(part.findings)})
+        try:
+            tell(self._store, self._reader, self._names, self._send)
+        except RedisUnavailableError as error:
+            log.warning("applications will be told later what is in quarantine: %s", error)
+        return part.as_json()
+
+    def watch(self) -> None:
+        """Look at the clock, and warn of keep-sets that will soon be too old (once an hour)."""
+        try:
+            observe(self._store)
+        except OSError as error:
+            log.warning("cannot look at the store's clock: %s", error)
+        if time.monotonic() - self._warned_s < _WARN_EVERY_S:
+            return
+        self._warned_s = time.monotonic()
+        try:
+            found = self._reader.find(self._store.reload().app_names)
+            for warning in ageing(found, self._reader.time_s(), self._settings.keep_set_max_age):
+                log.warning("%s", warning.message)
+        except RedisUnavailableError as error:
+            log.info("%s", error)
+
+    def _refused(self, what: str, error: CollectionRefusedError) -> dict[str, Any]:
+        reasons = [refusal.as_json() for refusal in error.refusals]
+        if [refusal.reason for refusal in error.refusals] == ["running"]:
+            log.info("%s: %s", what, error)
+        else:
+            log.warning("%s refused: %s", what, error)
+            note_last(self._store, what, {"refused": reasons})
+        return {"refused": reasons}
+
+
+def log_run(run: Run) -> None:
+    """Say in the log what a collection did."""
+    tally = run.tally
+    log.info(
+        "collection %s: %d files, %d trashed (%d bytes), %d restored, %d unreferenced but young",
+        run.stamp,
+        tally.files,
+        tally.trashed,
+        tally.trashed_bytes,
+        tally.restored,
+        tally.young,
+    )
+    if tally.rotten:
+        log.error("collection %s: %d files that are kept are only in trash, and rotten", run.stamp, tally.rotten)
+
+
+def note_last(handle: StoreHandle, what: str, report: Mapping[str, Any]) -> None:
+    """Note what a collection or a purge did. Not synced, and not missed on a full disk: it is only for people."""
+    try:
+        write_note(handle, NOTE, {**read_last(handle), what: {"time": handle.probe_clock(), **report}}, sync=False)
+    except OSError as error:
+        log.warning("what the last %s did cannot be noted: %s", what, error)
+
+
+def read_last(handle: StoreHandle) -> dict[str, Any]:
+    """What the last collection and the last purge did; empty when that is not known."""
+    try:
+        return read_note(handle, NOTE) or {}
+    except BrokenNoteError:
+        return {}
+
+
+def note_sweep(handle: StoreHandle) -> None:
+    """Note that a sweep was made: by it is seen that beat, Redis and a maintenance worker together do their work.
+
+    Not synced. On a full disk the note is as old as the last one that could be written, and a warning is logged.
+    """
+    try:
+        write_note(handle, SWEPT_NOTE, {"time": handle.probe_clock()}, sync=False)
+    except OSError as error:
+        log.warning("the sweep cannot be noted: %s", error)
+
+
+def last_sweep_s(handle: StoreHandle) -> float | None:
+    """When the last sweep was made, by the store's clock; ``None`` when that is not known. Raises ``OSError``."""
+    try:
+        time_s = (read_note(handle, SWEPT_NOTE) or {}).get("time")
+    except BrokenNoteError:
+        return None
+    return float(time_s) if isinstance(time_s, (int, float)) else None

@@ -1,0 +1,1 @@
+"""Processes on a host: servers, workers, what watches and ends them."""

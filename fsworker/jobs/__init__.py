@@ -1,0 +1,1 @@
+"""Jobs: from a request in the spool to its outcome."""

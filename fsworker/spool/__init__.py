@@ -1,0 +1,1 @@
+"""The spool: where an application puts uploads, and what is asked for each."""
