@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ pytest_plugins = ["live_worker"]
 
 ALLOWED_IN_CI = ("CI-may-skip:",)
 """A skip whose reason begins so is no failure in CI: what no package can give (a kernel feature, root)."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches the programs that tests start: a shell that runs the tests in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -351,7 +351,7 @@ def _() -> AbstractContextManager[Any]:
         found = trashlist.trash_status(handle, stamp, name)
         return found and os.stat_result(tuple(found), {"st_ctime": 0.0, "st_mtime": 0.0})
 
-    return mock.patch.multiple("fsworker.purge", trash_status=status, delete_from_trash=_delete_anyway)
+    return mock.patch.multiple("fsworker.collection.purge", trash_status=status, delete_from_trash=_delete_anyway)
 
 
 def _delete_anyway(store: Any, stamp: str, name: Any, before_s: float) -> int:

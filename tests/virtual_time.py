@@ -8,6 +8,7 @@ in. Everything else is real: the files, their locks, the moves.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -39,8 +40,12 @@ class VirtualClock:
         self.step(seconds)
 
     def step(self, seconds: float) -> None:
-        time.sleep(2.5 * _TICK_S)  # a ctime may be a tick older than the time at which it was made
-        self._starts.append(time.time() - 1.2 * _TICK_S)
+        now_s = time.time()  # no ctime is later by now, and those to come have to be
+        with tempfile.TemporaryFile() as probe:
+            while os.fstat(probe.fileno()).st_ctime <= now_s:  # it comes from a clock that ticks, late on a busy host
+                time.sleep(_TICK_S / 2)
+                os.fchmod(probe.fileno(), 0o600)
+        self._starts.append(now_s)
         self._offsets.append(self._offsets[-1] + seconds)
 
     def translate(self, real_s: float) -> float:
