@@ -74,6 +74,34 @@ time.sleep(600)
     assert (mark / "order").read_text() == "beat worker server "
 
 
+def test_children_that_do_not_need_each_other_start_and_stop_together(mark: Path) -> None:
+    """Each gets ready when the other has begun, and ends in its time when the other was told to stop, too."""
+    code = """
+import os, signal, sys, time
+mark, mine, other = sys.argv[1:]
+def meet(step):
+    open(os.path.join(mark, step + mine), 'w').close()
+    while not os.path.exists(os.path.join(mark, step + other)):
+        time.sleep(0.01)
+def stop(number, frame):
+    meet('stopping-')
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+meet('starting-')
+open(os.path.join(mark, 'ready-' + mine), 'w').close()
+time.sleep(600)
+"""
+    log: list[str] = []
+    children = [
+        Child("server", python(SLEEP, mark)),
+        Child("one", python(code, mark, "one", "two"), ready=(mark / "ready-one").exists, stop_grace_s=20),
+        Child("two", python(code, mark, "two", "one"), ready=(mark / "ready-two").exists, stop_grace_s=20, beside=True),
+    ]
+    with Supervisor(children, log.append):
+        pass
+    assert log[3:] == ["two: stopped", "one: stopped", "server: stopped"]
+
+
 def test_a_child_that_ends_before_it_is_ready_stops_the_start_with_its_last_words(mark: Path) -> None:
     children = [
         Child("server", python(SLEEP, mark)),

@@ -1,5 +1,7 @@
 """A handful of programs kept running in the foreground: started in order, restarted, stopped in reverse order.
 
+Those that do not need each other (``beside``) start, and stop, together.
+
 :class:`Supervisor` has no thread. It works inside :meth:`Supervisor.run`, which ``fsworker up`` is made of, or when
 the body of its ``with`` block calls :meth:`Supervisor.check`. Each child runs under a guard (:mod:`fsworker.host.guard`),
 so that nothing outlives the supervisor, even if that is killed, and nothing of a dead child is left when it is started
@@ -33,7 +35,8 @@ class Child:
 
     ``ready`` is asked every 50 ms until it says True, at most ``ready_timeout_s`` seconds; without it a child counts as
     ready when it runs. ``stop_grace_s`` is the time between ``stop_signal`` and SIGKILL. ``env`` None inherits the
-    environment, a mapping replaces it; output goes where ours goes, or is appended to ``log_path``.
+    environment, a mapping replaces it; output goes where ours goes, or is appended to ``log_path``. ``beside``: it does
+    not need the child before it, so the two start and stop at the same time.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Child:
     ready_timeout_s: float = 60.0
     log_path: Path | None = None
     pass_fds: tuple[int, ...] = ()
+    beside: bool = False
 
     def spawn(self) -> GuardedProcess:
         """Run it under a guard of its own.
@@ -140,13 +144,17 @@ class Supervisor:
         not get ready.
         """
         try:
+            waiting: list[_Life] = []
             for child in self._children:
+                if not child.beside:
+                    self._await_ready(waiting)
                 if self._stop_requests:
                     return
                 life = _Life(child, child.spawn(), time.monotonic())
                 self._lives.append(life)
+                waiting.append(life)
                 self._log(f"{child.name}: started (process {self.pids[child.name]})")
-                self._await_ready(life)
+            self._await_ready(waiting)
         except BaseException:
             self.stop()
             raise
@@ -164,15 +172,23 @@ class Supervisor:
                 self._put_off(life, lived_s, f"ended with {describe_status(status)} after {lived_s:.1f} s")
 
     def stop(self) -> bool:
-        """Stop in reverse order, within the sum of the graces. True if no child had to be killed.
+        """Stop in reverse order, each within its grace. True if no child had to be killed.
 
         A second stop signal to :meth:`run`, or an exception (KeyboardInterrupt) in here, kills all that is left.
         """
         in_time = True
         try:
             while self._lives:
-                in_time = self._stop_one(self._lives[-1]) and in_time
-                self._lives.pop()
+                together = [self._lives[-1]]
+                while together[-1].child.beside and len(together) < len(self._lives):
+                    together.append(self._lives[-1 - len(together)])
+                for life in together:
+                    if life.process:
+                        life.process.send_signal(life.child.stop_signal)
+                told_s = time.monotonic()
+                for life in together:
+                    in_time = self._await_end(life, told_s + life.child.stop_grace_s) and in_time
+                    self._lives.pop()
         finally:
             for life in self._lives:
                 if life.process:
@@ -196,21 +212,27 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _await_ready(self, life: _Life) -> None:
+    def _await_ready(self, waiting: list[_Life]) -> None:
+        """Wait until all of them are ready, and look after all meanwhile; the list is empty then."""
+        while waiting and not self._stop_requests:
+            waiting[:] = [life for life in waiting if not self._is_ready(life)]
+            if waiting:
+                time.sleep(0.05)
+
+    def _is_ready(self, life: _Life) -> bool:
         child, process = life.child, life.process
-        deadline_s = life.started_s + child.ready_timeout_s
-        while child.ready and process and not self._stop_requests and not child.ready():
-            status = process.poll()
-            if status is not None:
-                raise ConfigError(
-                    f"{child.name} ended with {describe_status(status)} while starting; mend what {_output_of(child)}"
-                )
-            if time.monotonic() > deadline_s:
-                raise UnavailableError(
-                    f"{child.name} is not ready after {child.ready_timeout_s:g} s; look whether the machine is "
-                    f"overloaded, and what {_output_of(child)}"
-                )
-            time.sleep(0.05)
+        if child.ready is None or process is None or child.ready():
+            return True
+        if (status := process.poll()) is not None:
+            raise ConfigError(
+                f"{child.name} ended with {describe_status(status)} while starting; mend what {_output_of(child)}"
+            )
+        if time.monotonic() > life.started_s + child.ready_timeout_s:
+            raise UnavailableError(
+                f"{child.name} is not ready after {child.ready_timeout_s:g} s; look whether the machine is "
+                f"overloaded, and what {_output_of(child)}"
+            )
+        return False
 
     def _restart(self, life: _Life) -> None:
         try:
@@ -226,18 +248,16 @@ class Supervisor:
         life.due_s = time.monotonic() + life.delay_s
         self._log(f"{life.child.name}: {why}; starting it again in {life.delay_s:g} s")
 
-    def _stop_one(self, life: _Life) -> bool:
-        """True if it was gone, or went, within its grace."""
-        child, process = life.child, life.process
+    def _await_end(self, life: _Life, deadline_s: float) -> bool:
+        """True if it was gone, or went, by the deadline; else it is killed."""
+        process = life.process
         if process is None:
             return True
-        process.send_signal(child.stop_signal)
-        deadline_s = time.monotonic() + child.stop_grace_s
         while process.poll() is None and time.monotonic() < deadline_s and self._stop_requests < 2:
             time.sleep(0.05)
         in_time = process.poll() is not None
         process.kill()
-        self._log(f"{child.name}: {'stopped' if in_time else 'killed, with all that it had started'}")
+        self._log(f"{life.child.name}: {'stopped' if in_time else 'killed, with all that it had started'}")
         return in_time
 
 

@@ -100,7 +100,7 @@ def _workers(settings: Settings, store: Any, state_dir: Path, url: str, log_dir:
         "FSWORKER_STATE_DIR": str(state_dir),
     }
 
-    def child(name: str, arguments: list[str], ready: Callable[[], bool] | None) -> Child:
+    def child(name: str, arguments: list[str], ready: Callable[[], bool] | None, *, beside: bool = True) -> Child:
         return Child(
             name,
             [sys.executable, "-m", "fsworker", *arguments],
@@ -108,11 +108,12 @@ def _workers(settings: Settings, store: Any, state_dir: Path, url: str, log_dir:
             stop_grace_s=_STOP_GRACE_S,
             ready=ready,
             log_path=None if log_dir is None else log_dir / f"{name}.log",
+            beside=beside,
         )
 
     concurrency = [f"--concurrency={settings.concurrency}"] if settings.concurrency else []
     return [
-        child("ingest", ["worker", "--role=ingest", *concurrency], _alive_since_now(state_dir, "ingest")),
+        child("ingest", ["worker", "--role=ingest", *concurrency], _alive_since_now(state_dir, "ingest"), beside=False),
         child("maintenance", ["worker", "--role=maintenance"], _alive_since_now(state_dir, "maintenance")),
         child("beat", ["beat"], None),
     ]
