@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from stacks import RunningStack, running_stack
+from users import open_path as open_path  # a fixture
 
 from fsworker.host.embedded import EmbeddedServer
 from fsworker.store.facade import Store

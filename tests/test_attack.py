@@ -14,7 +14,6 @@ import pytest
 from stacks import RunningStack
 from test_service import World
 from users import OTHER_GROUP, READER, STRANGER, as_user, needs_root
-from users import open_path as open_path  # a fixture
 
 from fsworker.broker.judge import QueueRules, judge
 from fsworker.broker.kv import KV

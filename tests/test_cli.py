@@ -8,16 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from celery import Celery
-from stacks import RunningStack, running_stack
+from celery.result import AsyncResult
+from stacks import RunningStack
+from users import needs_root
 
-from fsworker.errors import UploadRejectedError
 from fsworker.store.facade import Store
 
-ROOT = os.geteuid() == 0
-needs_root = pytest.mark.skipif(not ROOT, reason="CI-may-skip: needs root, to become other users")
 NOBODY = 65534
 
 
@@ -117,12 +117,8 @@ def test_app_add_and_list(store_path: Path) -> None:
 
 
 @needs_root
-def test_init_for_another_owner(tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o755)
-    for parent in tmp_path.parents:
-        if parent.name.startswith("pytest-"):
-            os.chmod(parent, 0o755)
-    path = tmp_path / "files"
+def test_init_for_another_owner(open_path: Path) -> None:
+    path = open_path / "files"
     fsworker("init", path, "--app", "shop", "--owner", "nobody")
     assert {os.stat(path / name).st_uid for name in os.listdir(path)} == {NOBODY}
 
@@ -131,8 +127,8 @@ def test_init_for_another_owner(tmp_path: Path) -> None:
 
 
 def test_no_store(tmp_path: Path) -> None:
+    assert "FSWORKER_STORE" in fsworker("up", check=2).stderr
     for command in (["worker"], ["up"], ["beat"], ["stats"]):
-        assert "FSWORKER_STORE" in fsworker(*command, check=2).stderr
         message = fsworker(*command, *([] if command == ["up"] else ["--store"]), tmp_path, check=2).stderr
         assert "has no FileStruct.json" in message
         assert "fsworker init" in message
@@ -186,10 +182,9 @@ def test_file_that_is_not_there(store_path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize("command", [["worker"], ["up"]])
-def test_a_worker_without_write_permission(command: list[str], store_path: Path, tmp_path: Path) -> None:
-    for path in (tmp_path, *tmp_path.parents):
-        if path.name.startswith(("pytest-", "test_")) or path == tmp_path:
-            os.chmod(path, 0o755)
+def test_a_worker_without_write_permission(command: list[str], open_path: Path) -> None:
+    store_path = open_path / "files"
+    Store.create(store_path, apps=["shop"]).close()
     os.chmod(store_path, 0o755)
     done = subprocess.run(
         [
@@ -257,34 +252,43 @@ def test_a_second_up_on_the_same_store_is_refused(stack: RunningStack) -> None:
     assert "an 'fsworker up' runs already for this store" in done.stderr
 
 
-def test_refused_uploads_are_listed_retried_and_discarded(tmp_path: Path) -> None:
-    with running_stack(tmp_path, max_bytes="3") as stack:
-        jobs = [stack.client().ingest(data) for data in (b"six by", b"other")]
-        for job in jobs:
-            with pytest.raises(UploadRejectedError, match="more than the 3 allowed"):
-                job.get()
-    path = stack.store_path
-    entries = json.loads(fsworker("error", "list", "--json", "--store", path).stdout)["entries"]
-    stamps = {entry["reason"]["job_id"]: entry["stamp"] for entry in entries}
-    assert {entry["kind"] for entry in entries} == {"rejected"}
-    fsworker("error", "discard", "--yes", stamps[jobs[1].id], "--store", path)
-    assert "no entry" in fsworker("error", "discard", "--yes", stamps[jobs[1].id], "--store", path, check=1).stderr
-    assert jobs[0].id in fsworker("error", "retry", stamps[jobs[0].id], "--store", path).stdout
-    assert "Error/ is empty" in fsworker("error", "list", "--store", path).stdout
-    with running_stack(tmp_path) as stack:  # the operator has raised the limit
-        job = stack.client().job(jobs[0].id)
-        assert job.get().hash == hashlib.sha1(b"six by").hexdigest()
+def send(stack: RunningStack, upload: str, **arguments: object) -> AsyncResult:
+    """What a plain producer sends for a file that it has written."""
+    producer = Celery(broker=stack.redis_url, backend=stack.redis_url)
+    kwargs = {"upload": upload, **arguments}
+    return producer.send_task("fsworker.ingest", kwargs=kwargs, queue="fsworker.ingest.shop", task_id=f"shop.{uuid4()}")
 
 
-def test_an_upload_named_like_our_reason_does_not_replace_it(tmp_path: Path) -> None:
-    with running_stack(tmp_path) as stack:
-        (stack.spool() / "Reason.json").write_bytes(b'{"kind": "retained"}')
-        producer = Celery(broker=stack.redis_url, backend=stack.redis_url)
-        kwargs = {"upload": "Reason.json", "max_bytes": 1}
-        answer = producer.send_task(
-            "fsworker.ingest", kwargs=kwargs, queue="fsworker.ingest.shop", task_id="shop.00000000"
-        )
-        with pytest.raises(Exception, match="more than the 1 allowed"):
+def entries_of(stack: RunningStack) -> dict[str, dict[str, object]]:
+    """What lies under ``Error/``, by job id."""
+    listed = json.loads(fsworker("error", "list", "--json", "--store", stack.store_path).stdout)["entries"]
+    return {entry["reason"]["job_id"]: entry for entry in listed}
+
+
+def test_refused_uploads_are_listed_retried_and_discarded(stack: RunningStack) -> None:
+    names, path = ("retried", "discarded"), stack.store_path
+    for name in names:
+        (stack.spool() / name).write_text(name)
+        os.link(stack.spool() / name, stack.directory / name)  # which could change it while it is read
+    answers = [send(stack, name) for name in names]
+    for answer in answers:
+        with pytest.raises(Exception, match="hard link"):
             answer.get(timeout=30)
-    (entry,) = json.loads(fsworker("error", "list", "--json", "--store", stack.store_path).stdout)["entries"]
+    entries = entries_of(stack)
+    assert {entries[answer.id]["kind"] for answer in answers} == {"rejected"}
+    retried, discarded = (str(entries[answer.id]["stamp"]) for answer in answers)
+    fsworker("error", "discard", "--yes", discarded, "--store", path)
+    assert "no entry" in fsworker("error", "discard", "--yes", discarded, "--store", path, check=1).stderr
+    (stack.directory / "retried").unlink()  # a person has mended the cause
+    assert answers[0].id in fsworker("error", "retry", retried, "--store", path).stdout
+    assert not entries_of(stack).keys() & {answer.id for answer in answers}
+    assert stack.client().job(answers[0].id).get().hash == hashlib.sha1(b"retried").hexdigest()
+
+
+def test_an_upload_named_like_our_reason_does_not_replace_it(stack: RunningStack) -> None:
+    (stack.spool() / "Reason.json").write_bytes(b'{"kind": "retained"}')
+    answer = send(stack, "Reason.json", max_bytes=1)
+    with pytest.raises(Exception, match="more than the 1 allowed"):
+        answer.get(timeout=30)
+    entry = entries_of(stack)[answer.id]
     assert (entry["kind"], entry["files"]) == ("rejected", ["upload-Reason.json"])

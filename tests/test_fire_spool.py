@@ -22,7 +22,7 @@ from typing import Any
 
 import fakeredis
 import pytest
-from users import OTHER_GROUP, SHOP_GROUP, STORE_GROUP, WORKER, WRITER, as_user, needs_root, open_path  # noqa: F401
+from users import OTHER_GROUP, SHOP_GROUP, STORE_GROUP, WORKER, WRITER, as_user, needs_root
 
 from fsworker.broker.kv import KV
 from fsworker.broker.names import Names
@@ -43,7 +43,7 @@ _fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def root(open_path: Path) -> Path:  # noqa: F811
+def root(open_path: Path) -> Path:
     """A store of WORKER with a secret in ``Temp``; application shop is SHOP, blog somebody else."""
     path = open_path / "store"
     path.mkdir()
