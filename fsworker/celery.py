@@ -16,8 +16,9 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging
 
 from fsworker.broker.judge import QueueRules
-from fsworker.broker.kv import KV, celery_url
+from fsworker.broker.kv import KV
 from fsworker.broker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, VERIFY, Names
+from fsworker.broker.redisurl import celery_url
 from fsworker.broker.refusals import reporter
 from fsworker.broker.sending import PRODUCER_SETTINGS, Sender, queue_named
 from fsworker.broker.transport import broker_settings, configure, transport_options

@@ -15,7 +15,8 @@ import pytest
 from celery import Celery
 
 from fsworker import errors
-from fsworker.broker.kv import KV, TaskMeta, meta_of_failure
+from fsworker.broker.kv import KV
+from fsworker.broker.resultmeta import TaskMeta, meta_of_failure
 from fsworker.client import Client
 from fsworker.config import load_settings
 from fsworker.errors import ConfigError, FSWorkerError, JobTimeoutError, UploadRejectedError

@@ -14,7 +14,8 @@ from typing import Any
 import fakeredis
 import pytest
 
-from fsworker.broker.kv import KV, RESULT_PREFIX
+from fsworker.broker.kv import KV
+from fsworker.broker.resultmeta import RESULT_PREFIX
 from fsworker.client import Client
 from fsworker.config import Settings, load_settings
 from fsworker.errors import RedisUnavailableError, StoreUnavailableError, UploadRejectedError

@@ -17,8 +17,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fsworker.broker.kv import RESULT_PREFIX
 from fsworker.broker.names import Names
+from fsworker.broker.resultmeta import RESULT_PREFIX
 
 _CONNECT = ("+hello", "+auth", "+ping", "+select", "+client|setname", "+client|id")
 _TRANSACTION = ("+multi", "+exec", "+discard", "+unwatch")

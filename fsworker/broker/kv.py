@@ -1,71 +1,31 @@
-"""Redis, as fsworker uses it: the only module that imports redis-py.
-
-What is written here in Celery's own format (``celery-task-meta-<id>``, the key-value backend's JSON) is read by plain
-Celery producers with ``AsyncResult``. A result in Redis is a copy: the ``.done`` file in the spool is the truth.
-"""
+"""Redis, as fsworker uses it: the only module that imports redis-py."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, cast
-from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from fsworker.broker.redisurl import client_url
+from fsworker.broker.resultmeta import RESULT_PREFIX, TaskMeta, decode_meta, encode_meta
 from fsworker.config import redact_url
 from fsworker.errors import ConfigError, RedisUnavailableError
-from fsworker.model import ClaimResult, Failure, IngestResult, Outcome
-
-RESULT_PREFIX = "celery-task-meta-"
-"""Where Celery's key-value backends keep a task's result."""
 
 _CONNECT_TIMEOUT_S = 3.0
 _TIMEOUT_S = 15.0
 
 
-def celery_url(url: str) -> str:
-    """The URL in the form that Celery wants: a Unix socket is ``redis+socket:///path?virtual_host=0``.
-
-    Raises :class:`ConfigError` for anything but ``redis``, ``rediss``, ``unix`` and ``redis+socket``.
-    """
-    parts = _split(url)
-    if parts.scheme != "unix":
-        return url
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    credentials = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return f"redis+socket://{credentials}{parts.path}?virtual_host={quote(database)}"
-
-
-def _split(url: str) -> Any:
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"FSWORKER_REDIS_URL is not a URL: {error}") from None
-    if parts.scheme not in ("redis", "rediss", "unix", "redis+socket"):
-        raise ConfigError(
-            f"FSWORKER_REDIS_URL {redact_url(url)!r} is not a Redis URL: write redis://host:6379/0, rediss://… for TLS, or "
-            f"redis+socket:///path/to/socket"
-        )
-    return parts
-
-
 def connect(url: str) -> redis.Redis:
     """A client for ``url``. No connection is made yet. Raises :class:`ConfigError` for what is not a Redis URL."""
-    parts = _split(url)
-    if parts.scheme == "redis+socket":
-        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-        credentials = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        url = f"unix://{credentials}{quote(unquote(parts.path))}?db={quote(database)}"
+    address = client_url(url)
     try:
-        client = redis.Redis.from_url(
-            url,
+        return redis.Redis.from_url(
+            address,
             socket_connect_timeout=_CONNECT_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
             health_check_interval=30,
@@ -73,15 +33,6 @@ def connect(url: str) -> redis.Redis:
         )
     except ValueError as error:
         raise ConfigError(f"FSWORKER_REDIS_URL {redact_url(url)!r}: {error}") from error
-    return client
-
-
-@dataclass(frozen=True)
-class TaskMeta:
-    """A task's state as the result backend has it: Celery's ``status``, and its ``result`` as JSON."""
-
-    status: str
-    result: Any
 
 
 class KV:
@@ -124,13 +75,7 @@ class KV:
         """What the result backend says of a task; ``None`` when it says nothing (readable)."""
         with self.errors():
             raw = cast("bytes | None", self._redis.get(RESULT_PREFIX + job_id))
-        try:
-            meta = json.loads(raw) if raw else None
-        except ValueError:
-            return None
-        if not isinstance(meta, dict) or not isinstance(meta.get("status"), str):
-            return None
-        return TaskMeta(meta["status"], meta.get("result"))
+        return decode_meta(raw)
 
     def set_results(self, metas: Iterable[tuple[str, TaskMeta]], expires_s: float, *, overwrite: bool = True) -> None:
         """Store results, and tell those who wait for them, in one round trip.
@@ -140,7 +85,7 @@ class KV:
         with self.errors(), self._redis.pipeline(transaction=False) as pipe:
             for job_id, meta in metas:
                 key = RESULT_PREFIX + job_id
-                text = _encode_meta(job_id, meta)
+                text = encode_meta(job_id, meta)
                 pipe.set(key, text, ex=max(1, int(expires_s)), nx=not overwrite)
                 pipe.publish(key, text)
             pipe.execute()
@@ -294,47 +239,4 @@ def unavailable(url: str, error: BaseException) -> RedisUnavailableError:
     return RedisUnavailableError(
         f"Redis at {redact_url(url)} does not answer or refuses ({error}). Uploads are safe in the spool and go on when it is "
         f"back; check FSWORKER_REDIS_URL and the server"
-    )
-
-
-def meta_of_outcome(outcome: Outcome) -> TaskMeta:
-    """A job's end in Celery's terms, so that ``AsyncResult.get()`` returns or raises it."""
-    if outcome.error is None:
-        return TaskMeta("SUCCESS", outcome.result)
-    return meta_of_failure(outcome.error)
-
-
-def meta_of_failure(failure: Failure) -> TaskMeta:
-    """A failure as Celery's JSON backends store an exception."""
-    return TaskMeta(
-        "FAILURE",
-        {"exc_type": failure.type, "exc_message": [failure.message], "exc_module": "fsworker.errors"},
-    )
-
-
-def failure_of_meta(meta: TaskMeta) -> Failure:
-    """The failure in a ``FAILURE`` meta, whoever stored it."""
-    if not isinstance(meta.result, dict):
-        return Failure(type="FSWorkerError", message=str(meta.result)[:1000])
-    message = meta.result.get("exc_message")
-    text = " ".join(str(part) for part in message) if isinstance(message, list) else str(message)
-    return Failure(type=str(meta.result.get("exc_type", "FSWorkerError")), message=text[:4000])
-
-
-def result_of_meta(result: object) -> IngestResult | ClaimResult:
-    """The result in a ``SUCCESS`` meta. Raises ``ValueError`` for what is none."""
-    kind = ClaimResult if isinstance(result, dict) and "present" in result else IngestResult
-    return kind.model_validate(result)
-
-
-def _encode_meta(job_id: str, meta: TaskMeta) -> str:
-    return json.dumps(
-        {
-            "status": meta.status,
-            "result": meta.result,
-            "traceback": None,
-            "children": [],
-            "date_done": datetime.fromtimestamp(time.time(), UTC).isoformat(),
-            "task_id": job_id,
-        }
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fsworker.broker.judge import Refused
-from fsworker.broker.kv import KV, meta_of_failure
+from fsworker.broker.kv import KV
 from fsworker.broker.names import Names
+from fsworker.broker.resultmeta import meta_of_failure
 from fsworker.model import Failure
 
 ROLES = ("ingest", "maintenance")

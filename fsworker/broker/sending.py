@@ -14,7 +14,8 @@ from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from fsworker.broker.kv import celery_url, unavailable
+from fsworker.broker.kv import unavailable
+from fsworker.broker.redisurl import celery_url
 
 PRODUCER_SETTINGS: Mapping[str, Any] = {
     "task_serializer": "json",

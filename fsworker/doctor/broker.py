@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fsworker.broker.acl import admin_user, maintenance_user
-from fsworker.broker.kv import KV, RESULT_PREFIX
+from fsworker.broker.kv import KV
 from fsworker.broker.names import Names
+from fsworker.broker.resultmeta import RESULT_PREFIX
 from fsworker.config import redact_url
 from fsworker.doctor.findings import Finding, ok, problem, warning
 from fsworker.errors import RedisUnavailableError

@@ -11,7 +11,8 @@ import time
 from typing import Literal
 
 from fsworker import errors
-from fsworker.broker.kv import KV, TaskMeta, failure_of_meta, result_of_meta
+from fsworker.broker.kv import KV
+from fsworker.broker.resultmeta import TaskMeta, failure_of_meta, result_of_meta
 from fsworker.errors import FSWorkerError, JobTimeoutError, RedisUnavailableError, UploadRejectedError
 from fsworker.model import Failure, Result
 from fsworker.spool.directory import SpoolDirectory, request_name, taken_name

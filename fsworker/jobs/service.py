@@ -26,8 +26,9 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from fsworker.broker.kv import KV, TaskMeta, meta_of_outcome
+from fsworker.broker.kv import KV
 from fsworker.broker.names import INGEST, TASK_PREFIX, Names
+from fsworker.broker.resultmeta import TaskMeta, meta_of_outcome
 from fsworker.config import Settings
 from fsworker.errors import (
     ConfigError,
