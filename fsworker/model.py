@@ -298,6 +298,11 @@ class Failure(_Model):
     type: str
     message: str
 
+    @classmethod
+    def of(cls, error: FSWorkerError) -> Self:
+        """The failure that tells of ``error``."""
+        return cls(type=type(error).__name__, message=str(error))
+
 
 class Outcome(_Model):
     """The end of a job, as its ``.done`` file and its callback carry it: exactly one of ``result`` and ``error``."""

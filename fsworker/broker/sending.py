@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -41,6 +41,12 @@ def make_producer(redis_url: str) -> Celery:
 def queue_named(name: str) -> Queue:
     """A queue on the anonymous exchange: Redis needs no declaration, so its user needs no more than ``LPUSH``."""
     return Queue(name, Exchange(""), name, no_declare=True)
+
+
+class Send(Protocol):
+    """Sends a task by its name. Raises :class:`RedisUnavailableError`; then nothing was sent, or perhaps it was."""
+
+    def __call__(self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None: ...
 
 
 class Sender:

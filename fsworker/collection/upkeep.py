@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from fsworker.broker.kv import KV
 from fsworker.broker.names import COLLECT_PART, PURGE_PART, Names
+from fsworker.broker.sending import Send
 from fsworker.collection.basis import ageing
 from fsworker.collection.collector import Collector
 from fsworker.collection.purge import purge
@@ -34,12 +35,6 @@ NOTE = "last.json"
 SWEPT_NOTE = "swept.json"
 _PART_S = 30.0
 _WARN_EVERY_S = 3600.0
-
-
-class Send(Protocol):
-    """Sends a task. Raises :class:`RedisUnavailableError`."""
-
-    def __call__(self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None: ...
 
 
 class Upkeep:

@@ -21,9 +21,10 @@ from pydantic import ValidationError
 
 from fsworker.broker.kv import KV
 from fsworker.broker.names import TASK_PREFIX, Names
+from fsworker.broker.sending import Send
 from fsworker.config import Settings
 from fsworker.errors import ConfigError, RedisUnavailableError, UploadRejectedError
-from fsworker.jobs.service import MAX_DELAY_S, Send
+from fsworker.jobs.attempts import MAX_DELAY_S
 from fsworker.model import REQUESTS
 from fsworker.spool.directory import (
     Entry,
