@@ -58,7 +58,7 @@ def test_with_redis_away_an_upload_is_safe_and_queued(offline: Client, store: St
 
 def test_many_uploads_do_not_each_wait_for_an_absent_redis(offline: Client) -> None:
     tried = []
-    offline._connection = lambda: tried.append(1)  # type: ignore[method-assign, assignment, return-value, func-returns-value]
+    offline._bell._connection = lambda: tried.append(1)  # type: ignore[method-assign, assignment, return-value, func-returns-value]
     offline.ingest_many([b"%d" % n for n in range(10)])
     for n in range(10):
         offline.ingest(b"%d" % n)
