@@ -15,13 +15,14 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging
 
+from fsworker.broker.door import configure
 from fsworker.broker.judge import QueueRules
 from fsworker.broker.kv import KV
 from fsworker.broker.names import COLLECT, PURGE, SWEEP, TASK_PREFIX, VERIFY, Names
+from fsworker.broker.options import broker_settings, transport_options
 from fsworker.broker.redisurl import celery_url
 from fsworker.broker.refusals import reporter
 from fsworker.broker.sending import PRODUCER_SETTINGS, Sender, queue_named
-from fsworker.broker.transport import broker_settings, configure, transport_options
 from fsworker.collection.upkeep import Upkeep, note_sweep
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError

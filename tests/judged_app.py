@@ -14,7 +14,9 @@ from celery import Celery, Task, bootsteps
 from kombu import Exchange, Queue
 
 from fsworker.broker import transport
+from fsworker.broker.door import configure
 from fsworker.broker.judge import QueueRules, Refused
+from fsworker.broker.options import broker_settings, transport_options
 from fsworker.host.watchdog import Watchdog
 from fsworker.model import IngestRequest
 
@@ -55,14 +57,14 @@ def report(refused: Refused, queue: str) -> None:
         raise RuntimeError("the callback failed")
 
 
-transport.configure(RULES.get, report)
+configure(RULES.get, report)
 app = Celery("judged", backend=URL, set_as_current=False)
 if not STOCK:
     app.Task.Request = "fsworker.broker.consumer:Request"
-app.conf.update({"broker_url": URL} if STOCK else transport.broker_settings(URL))
+app.conf.update({"broker_url": URL} if STOCK else broker_settings(URL))
 app.conf.update(
     broker_transport_options={
-        **transport.transport_options(VISIBILITY_TIMEOUT_S, f"test:{ROLE}:"),
+        **transport_options(VISIBILITY_TIMEOUT_S, f"test:{ROLE}:"),
         "unacked_restore_interval": 0.3,
         "socket_timeout": 3,
     },

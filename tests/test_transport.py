@@ -24,7 +24,9 @@ from live_worker import RESULT, Server, StartWorker, Worker, nap, send
 from processes import eventually
 
 from fsworker.broker import door, transport
+from fsworker.broker.door import configure, refusal_counts
 from fsworker.broker.judge import QueueRules, Reason, Refused
+from fsworker.broker.options import broker_settings, transport_options
 from fsworker.errors import ConfigError
 
 # Strangers
@@ -316,15 +318,15 @@ def suspended(worker: Worker) -> Iterator[None]:
 def rules() -> Iterator[dict[str, QueueRules]]:
     """The rules of this process; those of QUEUE admit everything."""
     found = {QUEUE: QueueRules(QUEUE, {"fsworker.ingest": lambda _: None}, "shop.")}
-    transport.configure(found.get, lambda _refused, _queue: None)
+    configure(found.get, lambda _refused, _queue: None)
     yield found
-    transport.configure(lambda _queue: None, lambda _refused, _queue: None)
+    configure(lambda _queue: None, lambda _refused, _queue: None)
 
 
 @pytest.fixture
 def connection(server: Server, rules: dict[str, QueueRules]) -> Iterator[Connection]:
-    settings = transport.broker_settings(server.url)
-    options = transport.transport_options(60, "test:ingest:")
+    settings = broker_settings(server.url)
+    options = transport_options(60, "test:ingest:")
     with Connection(settings["broker_url"], transport_options=options) as made:
         yield made
 
@@ -354,11 +356,11 @@ def test_a_queue_without_rules_cannot_be_consumed_from(connection: Connection) -
 
 def test_the_plain_get_is_judged_too(server: Server, connection: Connection) -> None:
     server.redis.lpush(QUEUE, b"[]", plain_bytes("blog.12345678"), plain_bytes("shop.12345678"), b"{")
-    before = transport.refusal_counts().get(QUEUE, {})
+    before = refusal_counts().get(QUEUE, {})
     message = queue().bind(connection.channel()).get()
     assert message.headers["id"] == "shop.12345678"
     assert queue().bind(connection.channel()).get() is None
-    after = transport.refusal_counts()[QUEUE]
+    after = refusal_counts()[QUEUE]
     assert sum(after.values()) - sum(before.values()) == 3
 
 
@@ -466,7 +468,7 @@ def test_failures_of_the_callback_are_logged_once_in_a_burst(caplog: pytest.LogC
 )
 def test_every_kind_of_url_goes_through_the_judge(url: str) -> None:
     app = Celery(set_as_current=False)
-    app.conf.update(transport.broker_settings(url))
+    app.conf.update(broker_settings(url))
     with app.connection_for_read() as made:
         assert made.get_transport_cls() is transport.Transport
     with app.connection_for_write() as made:
@@ -476,7 +478,7 @@ def test_every_kind_of_url_goes_through_the_judge(url: str) -> None:
 @pytest.mark.parametrize("url", ["amqp://host", "memory://", "host:6379", "", "sentinel://host", "redis"])
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="redis://"):
-        transport.broker_settings(url)
+        broker_settings(url)
 
 
 @pytest.mark.parametrize("parameters", ["", "?ssl_cert_reqs=none"])
@@ -494,7 +496,7 @@ def test_rediss_speaks_tls(parameters: str) -> None:
         thread.start()
         app = Celery(set_as_current=False)
         port = listener.getsockname()[1]
-        app.conf.update(transport.broker_settings(f"rediss://127.0.0.1:{port}/0{parameters}"))
+        app.conf.update(broker_settings(f"rediss://127.0.0.1:{port}/0{parameters}"))
         with app.connection_for_read() as made, pytest.raises(redis.ConnectionError):
             made.connect()
         thread.join(10)
@@ -502,13 +504,13 @@ def test_rediss_speaks_tls(parameters: str) -> None:
 
 
 def test_certificates_are_verified_unless_the_url_says_otherwise() -> None:
-    settings = transport.broker_settings("rediss://host/0")
+    settings = broker_settings("rediss://host/0")
     assert settings["broker_use_ssl"]["ssl_cert_reqs"].name == "CERT_REQUIRED"
-    assert "broker_use_ssl" not in transport.broker_settings("rediss://host/0?ssl_cert_reqs=none")
+    assert "broker_use_ssl" not in broker_settings("rediss://host/0?ssl_cert_reqs=none")
 
 
 def test_roles_keep_their_unacknowledged_messages_apart() -> None:
-    ingest, maintenance = (transport.transport_options(60, f"fsworker:{role}:") for role in ("ingest", "maintenance"))
+    ingest, maintenance = (transport_options(60, f"fsworker:{role}:") for role in ("ingest", "maintenance"))
     keys = [name for name in ingest if name.startswith("unacked") and name.endswith("key")]
     assert len(keys) == 3
     assert all(ingest[name] != maintenance[name] for name in keys)

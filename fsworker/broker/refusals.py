@@ -19,7 +19,7 @@ _FAILURE_EXPIRES_S = 3600.0
 
 
 def reporter(kv: Callable[[], KV], names: Names, role: str, retention_s: float) -> Callable[[Refused, str], None]:
-    """What :func:`fsworker.broker.transport.configure` wants to be told: raises :class:`RedisUnavailableError`."""
+    """What :func:`fsworker.broker.door.configure` wants to be told: raises :class:`RedisUnavailableError`."""
     expires_s = min(_FAILURE_EXPIRES_S, retention_s)
 
     def report(refused: Refused, queue: str) -> None:
