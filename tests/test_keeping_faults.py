@@ -15,7 +15,7 @@ from keeping import VirtualKV, World, world
 from keeping_scenarios import SCENARIOS
 from virtual_time import virtual_clock
 
-from fsworker.collection import basis, purge
+from fsworker.collection import basis, purge, turn
 from fsworker.collection import collector as collecting
 from fsworker.collection.plan import plan_collection
 from fsworker.errors import FSWorkerError
@@ -131,8 +131,8 @@ def _() -> AbstractContextManager[Any]:
     return mock.patch.multiple("fsworker.store.trash", shard_lock=_nothing)
 
 
-breaks("no lock between collections", "two_at_once_are_refused", collecting, "store_lock", _nothing)
-breaks("holds are ignored by collections", "hold_stops_a_collection", collecting, "current_hold", lambda store: None)
+breaks("no lock between collections", "two_at_once_are_refused", turn, "store_lock", _nothing)
+breaks("holds are ignored by collections", "hold_stops_a_collection", turn, "current_hold", lambda store: None)
 breaks("holds are ignored by purges", "hold_stops_a_purge", collecting.Collector, "refuse_hold", lambda self: None)
 breaks("a hold never began", "hold_stops_a_collection", hold, "write_note", lambda *args, **kwargs: None)
 FAULTS["new applications are not heard"] = ("an_application_registered_meanwhile_is_heard", _deaf)

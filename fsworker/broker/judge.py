@@ -10,8 +10,7 @@ not passed on: it is rebuilt, field by field, from the task name, the job's id a
 the bytes said is gone, which is why fields that can only steer, and that stock producers do send, need no refusal.
 
 Refused is what would change the meaning when left out (canvas, times, positional arguments, another's id) and what
-two parsers may read in two ways: JSON with a key twice, NaN, infinities, lone surrogates, and objects with the key
-``__type__``, which kombu turns into other Python types after the arguments were validated.
+two parsers may read in two ways (:mod:`fsworker.broker.strictjson`).
 
 Message protocol 1 (Celery 3; ``task_protocol = 1``) is refused: it carries the task and its id in the body, without
 the fields of protocol 2, and no supported Celery sends it unless told to.
@@ -24,7 +23,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -33,6 +31,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from fsworker.broker import strictjson
 from fsworker.errors import FSWorkerError
 
 Validator = Callable[[dict[str, Any]], None]
@@ -43,13 +42,10 @@ MAX_DEPTH: Final = 20
 
 _MAX_ECHO_CHARS: Final = 100
 _MAX_EXPLANATION_CHARS: Final = 200
-_MAX_NUMBER_CHARS: Final = 24
 _ENVELOPE_BYTES: Final = 2048  # what :func:`_rebuild` puts around a body, generously
 _TAIL_BYTES: Final = 16 * 1024
 _JOB_SUFFIX: Final = r"[A-Za-z0-9_-]{8,64}"
 _OWN_JOB_ID: Final = r"[A-Za-z0-9._-]{8,128}"
-# Strings are skipped whole, and possessively: an unterminated string costs one pass, not one for each quote in it.
-_STRINGS_AND_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.?)*+"?|[\[\]{}]', re.DOTALL)
 _CANVAS: Final = ("callbacks", "errbacks", "chain", "chord")
 
 
@@ -310,55 +306,9 @@ def _object(value: object, what: str) -> dict[str, Any]:
 
 
 def _parse(raw: bytes, what: str) -> Any:
-    """Strict JSON: UTF-8, bounded depth and numbers, each key once, no NaN, no lone surrogate, no typed values."""
     try:
-        text = raw.decode("utf-8")
-        if _is_too_deep(text):
-            raise _RefusedError(Reason.TOO_DEEP, f"the {what} is nested more than {MAX_DEPTH} levels deep")
-        value = json.loads(
-            text, object_pairs_hook=_pairs, parse_int=_integer, parse_float=_number, parse_constant=_constant
-        )
-        if "\\u" in text:  # only an escape can stand for a lone surrogate, which no UTF-8 can
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return strictjson.parse(raw, MAX_DEPTH)
+    except strictjson.TooDeepError as error:
+        raise _RefusedError(Reason.TOO_DEEP, f"the {what} is nested more than {MAX_DEPTH} levels deep") from error
     except (ValueError, RecursionError) as error:
         raise _RefusedError(Reason.NOT_JSON, f"the {what} is not strict JSON: {printable(str(error))}") from error
-    return value
-
-
-def _is_too_deep(text: str) -> bool:
-    depth = 0
-    for token in _STRINGS_AND_BRACKETS.finditer(text):
-        character = token.group()[0]
-        if character in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif character in "]}":
-            depth -= 1
-    return False
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has a key twice")
-    if "__type__" in found:
-        raise ValueError("an object has the key __type__; send plain strings and numbers")
-    return found
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_NUMBER_CHARS:
-        raise ValueError("a number is too long")
-    return int(digits)
-
-
-def _number(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("a number is too large")
-    return number
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

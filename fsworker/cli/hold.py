@@ -18,7 +18,7 @@ from fsworker.cli.common import (
     warn_root,
 )
 from fsworker.cli.upkeep import utc
-from fsworker.collection.collector import quiesce
+from fsworker.collection.turn import quiesce
 from fsworker.config import format_duration, parse_duration
 from fsworker.errors import ConfigError
 from fsworker.store.hold import MAX_HOLD_S, release, set_hold

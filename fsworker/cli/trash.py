@@ -21,8 +21,8 @@ from fsworker.cli.common import (
     warn_root,
 )
 from fsworker.cli.upkeep import opened, override_option, refusing, utc
-from fsworker.collection.collector import refuse_hold
 from fsworker.collection.purge import purge as purge_trash
+from fsworker.collection.turn import refuse_hold
 from fsworker.collection.upkeep import note_last
 from fsworker.errors import ConfigError
 from fsworker.model import Hash, is_hash

@@ -20,13 +20,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from fsworker.collection.basis import Basis, Clocks, Rules, broken, judge_keep_sets, judge_plan, rules_of
 from fsworker.collection.plan import Plan, StoredFile, Tally, plan_collection
 from fsworker.collection.runs import NOTE, SHARDS, Run, read_run
+from fsworker.collection.turn import alone, refuse_hold
 from fsworker.config import Settings
 from fsworker.errors import CollectionRefusedError, Refusal
 from fsworker.keepsets.accepted import note_accepted, read_accepted
@@ -36,8 +36,6 @@ from fsworker.model import Hash
 from fsworker.store import layout
 from fsworker.store.clock import observe
 from fsworker.store.handle import explain
-from fsworker.store.hold import current as current_hold
-from fsworker.store.locks import store_lock
 from fsworker.store.notes import remove_note, write_note
 from fsworker.store.objects import ObjectStore
 from fsworker.store.trash import move_to_trash, open_run, restore
@@ -45,7 +43,6 @@ from fsworker.store.trashlist import TrashIndex
 
 log = logging.getLogger(__name__)
 
-LOCK_NAME = "collection"
 _LOOK_FOR_HOLD_EVERY = 32
 _TICK_S = 0.01
 """The kernel's clock for ctimes may be so much behind (a tick, at 100 Hz)."""
@@ -202,19 +199,9 @@ class Collector:
             remove_note(self.store, NOTE)
             return replace(run, phase="done")
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Hold the lock of collections and purges. Raises :class:`CollectionRefusedError` when it is taken."""
-        try:
-            self.store.prepare()
-            with store_lock(self.store.fd, LOCK_NAME, self.store.modes.lock_file) as obtained:
-                if not obtained:
-                    raise CollectionRefusedError(
-                        Refusal("running", "another collection or purge of this store is running")
-                    )
-                yield
-        except OSError as error:
-            raise explain(error, "Collecting", self.store) from error
+        return alone(self.store)
 
     def _new_run(self) -> tuple[Run, Basis]:
         basis = self.basis()
@@ -276,35 +263,3 @@ class Collector:
         finally:
             self.store.syncfs()
         return replace(run, shard=SHARDS)
-
-
-def refuse_hold(store: ObjectStore) -> None:
-    """Raise :class:`CollectionRefusedError` while a hold is in force."""
-    hold = current_hold(store)
-    if hold is None:
-        return
-    endless = hold.until_s == float("inf")
-    until = "until it is released (its note cannot be read)" if endless else f"until {_time(hold.until_s)}"
-    raise CollectionRefusedError(
-        Refusal(
-            "hold",
-            f"a hold is in force {until}: no file is moved, for a backup; end it with: fsworker hold release",
-            numbers={} if endless else {"until": hold.until_s},
-        )
-    )
-
-
-def quiesce(store: ObjectStore, timeout_s: float) -> bool:
-    """Wait until no collection and no purge runs: after a hold was set, until the last move has ended. False: too long."""
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        with store_lock(store.fd, LOCK_NAME, store.modes.lock_file) as obtained:
-            if obtained:
-                return True
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.05)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -30,7 +30,7 @@ class Hold:
 def set_hold(handle: StoreHandle, duration_s: float) -> Hold:
     """Hold everything from now on for ``duration_s``; replaces a hold that is there. Durable on return.
 
-    A move that has begun may still end: see :func:`fsworker.collection.plan.quiesce`.
+    A move that has begun may still end: see :func:`fsworker.collection.turn.quiesce`.
     """
     until_s = handle.probe_clock() + duration_s
     write_note(handle, NOTE, {"until": until_s, "boot_id": boot_id(), "boot_until": boot_time_s() + duration_s})
