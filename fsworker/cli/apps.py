@@ -27,9 +27,10 @@ from fsworker.config import Settings, format_duration, parse_duration
 from fsworker.errors import ConfigError, RedisUnavailableError
 from fsworker.keepsets.form import BrokenKeepSetError
 from fsworker.store.create import add_apps, create_store, parse_app
-from fsworker.store.handle import StoreHandle, group_name, user_name
+from fsworker.store.handle import StoreHandle
 from fsworker.store.layout import GROUP_WRITES, SPOOL
 from fsworker.store.objects import ObjectStore
+from fsworker.store.owners import group_name, user_name
 
 
 class Duration(click.ParamType[float]):

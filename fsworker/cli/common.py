@@ -18,8 +18,8 @@ from rich.markup import escape
 
 from fsworker.config import Settings, load_settings
 from fsworker.errors import ConfigError, FSWorkerError
-from fsworker.store.handle import user_name
 from fsworker.store.objects import ObjectStore
+from fsworker.store.owners import user_name
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -13,8 +13,9 @@ from fsworker.doctor.findings import Finding, ok, problem, warning
 from fsworker.errors import FSWorkerError
 from fsworker.host.checks import check_worker
 from fsworker.store import layout
-from fsworker.store.handle import SYNC_FAILED_MARK, StoreHandle, group_name, user_name
+from fsworker.store.handle import SYNC_FAILED_MARK, StoreHandle
 from fsworker.store.objects import ObjectStore
+from fsworker.store.owners import group_name, user_name
 
 _LOW_SHARE = 0.05
 _LOW_BYTES = 256 << 20

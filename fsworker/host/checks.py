@@ -6,8 +6,8 @@ import os
 
 from fsworker.errors import ConfigError
 from fsworker.store import layout
-from fsworker.store.handle import user_name
 from fsworker.store.objects import ObjectStore
+from fsworker.store.owners import user_name
 from fsworker.store.probe import check_filesystem
 
 

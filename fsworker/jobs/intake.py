@@ -17,7 +17,8 @@ from fsworker.errors import ConfigError, UploadNotFoundError, UploadRejectedErro
 from fsworker.openat2 import open_beneath
 from fsworker.spool.directory import SpoolDirectory, taken_name
 from fsworker.store import errordir, layout
-from fsworker.store.handle import StoreHandle, group_name, log, user_name
+from fsworker.store.handle import StoreHandle, log
+from fsworker.store.owners import group_name, user_name
 
 _RECENT = 100
 _KINDS = {

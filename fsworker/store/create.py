@@ -30,9 +30,11 @@ from fsworker.errors import ConfigError, UploadRejectedError
 from fsworker.model import check_app
 from fsworker.spool.directory import SpoolDirectory
 from fsworker.store import layout
-from fsworker.store.handle import StoreHandle, explain, group_name, read_config, user_name
+from fsworker.store.handle import StoreHandle, explain
 from fsworker.store.layout import GROUP_WRITES, WORKER_WRITES, Modes, StoreConfig
 from fsworker.store.locks import store_lock
+from fsworker.store.opening import read_config
+from fsworker.store.owners import group_name, user_name
 from fsworker.store.probe import check_filesystem
 
 _SET_UPS = {"worker": WORKER_WRITES, "group": GROUP_WRITES}

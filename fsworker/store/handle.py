@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import functools
-import grp
 import logging
 import os
-import pwd
 import secrets
 import stat
 import sys
@@ -24,7 +22,9 @@ from typing import ParamSpec, Self, TypeVar
 from fsworker import durable
 from fsworker.errors import ConfigError, StoreUnavailableError
 from fsworker.store import layout
-from fsworker.store.layout import Modes, StoreConfig
+from fsworker.store.layout import StoreConfig
+from fsworker.store.opening import detect_modes, open_root, read_config
+from fsworker.store.owners import group_name, user_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class StoreHandle:
             )
         self.root = Path(os.path.abspath(path))
         self._minimum_grace_s = grace_s or 0.0
-        self.fd = _open_root(self.root)
+        self.fd = open_root(self.root)
         try:
             self._load()
         except BaseException:
@@ -66,7 +66,7 @@ class StoreHandle:
         status = os.fstat(self.fd)
         self.gid = status.st_gid
         self.owner_uid = status.st_uid
-        self.modes = _detect_modes(self.fd, self.config)
+        self.modes = detect_modes(self.fd, self.config)
 
     def reload(self) -> StoreConfig:
         """Read ``FileStruct.json`` again (an application may have been registered) and return it."""
@@ -278,72 +278,3 @@ def _who_writes(handle: StoreHandle) -> str:
     if handle.modes is not layout.WORKER_WRITES:
         return f"members of group {group_name(handle.gid)} write to it"
     return "only that user writes to it"
-
-
-def user_name(uid: int) -> str:
-    """A user's name, or ``uid N`` when it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
-
-
-def group_name(gid: int) -> str:
-    """A group's name, or ``gid N`` when it has none."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return f"gid {gid}"
-
-
-def _open_root(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; make a store with 'fsworker init {path} --app NAME'") from None
-    except NotADirectoryError:
-        raise ConfigError(f"{path} is not a directory; a store is one") from None
-    except PermissionError:
-        raise ConfigError(
-            f"{path} is closed to {user_name(os.geteuid())}; to read a store, be a member of its group: "
-            f"usermod -aG <group of {path}> {user_name(os.geteuid())}, then log in again"
-        ) from None
-
-
-def read_config(root_fd: int, path: Path) -> StoreConfig:
-    """Read ``FileStruct.json`` of the store at ``path``. Raises :class:`ConfigError` when there is no valid one."""
-    where = path / layout.CONFIG_FILE
-    try:
-        fd = os.open(layout.CONFIG_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root_fd)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} has no {layout.CONFIG_FILE}, so it is no store; is it the right directory, is its disk mounted? "
-            f"A new store is made with 'fsworker init {path} --app NAME'"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{where} cannot be read: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as stream:
-        data = stream.read(1 << 20)
-    try:
-        return layout.parse_config(data.decode(), str(where))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{where} is not UTF-8 text; restore it from a backup") from None
-
-
-def _detect_modes(root_fd: int, config: StoreConfig) -> Modes:
-    """The set-up is read off ``Data``: writable by the group or not, setgid (ours) or not (an original database)."""
-    try:
-        fd = os.open(layout.DATA, os.O_PATH | os.O_CLOEXEC, dir_fd=root_fd)
-    except FileNotFoundError:
-        if not config.store_id:
-            return layout.FILESTRUCT
-        fd = os.dup(root_fd)
-    except PermissionError:
-        fd = os.dup(root_fd)
-    try:
-        mode = os.fstat(fd).st_mode
-    finally:
-        os.close(fd)
-    if not mode & stat.S_IWGRP:
-        return layout.WORKER_WRITES
-    return layout.GROUP_WRITES if mode & stat.S_ISGID else layout.FILESTRUCT
