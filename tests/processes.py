@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import fsworker
 
 _PYTHONPATH = [str(Path(fsworker.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -31,6 +33,9 @@ if os.fork() == 0:                       # one that leaves session and group, an
 time.sleep(600)
 """
 FORKING_PROCESSES = 4
+SLEEP = "import time; time.sleep(600)"
+GUARD = 1
+"""A guard bears its program's command line too, so one more process carries the mark."""
 
 
 def python(code: str, *arguments: object) -> list[str]:
@@ -60,6 +65,13 @@ def none_left(mark: Path) -> Iterator[Path]:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """A path that no other process has in its command line; at the end, none may have it."""
+    with none_left(tmp_path):
+        yield tmp_path
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from stacks import RunningStack
-from test_service import World
 from users import OTHER_GROUP, READER, STRANGER, as_user, needs_root
+from worlds import Crash, World, crash
+from worlds import world as world  # a fixture
 
 from fsworker.broker.judge import QueueRules, judge
 from fsworker.broker.kv import KV
@@ -27,11 +28,6 @@ from fsworker.spool.directory import SpoolDirectory
 from fsworker.store import errordir
 from fsworker.store.facade import Store
 from fsworker.store.objects import ObjectStore
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "store")
 
 
 def spool_of(world: World) -> Path:
@@ -93,12 +89,6 @@ def test_a_failed_job_never_deletes_the_upload_that_it_could_not_move(
     "step", ["fsworker.spool.directory.SpoolDirectory.remove", "os.rename", "fsworker.store.errordir.remove"]
 )
 def test_a_crash_in_error_retry_loses_nothing(step: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Crash(BaseException):
-        pass
-
-    def crash(*_args: Any, **_kwargs: Any) -> None:
-        raise Crash
-
     job = world.client.ingest(b"too large", max_bytes=3)
     world.service.run(job.id, "ingest", {})
     (entry,) = errordir.entries(world.object_store)
@@ -180,12 +170,6 @@ def test_a_plain_producer_is_told_when_its_request_cannot_be_written(
 def test_an_outcome_that_was_perhaps_not_synced_is_synced_before_it_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Crash(BaseException):
-        pass
-
-    def crash(*_args: Any, **_kwargs: Any) -> None:
-        raise Crash
-
     job = world.client.ingest(b"content")
     with monkeypatch.context() as patched:
         patched.setattr(SpoolDirectory, "write_outcome", lambda s, o, sync: (_written(s, o), crash()))
@@ -255,12 +239,6 @@ def test_a_spool_directory_that_was_made_again_is_noticed(world: World) -> None:
 def test_a_refusal_whose_worker_died_before_it_was_told_is_told_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Crash(BaseException):
-        pass
-
-    def crash(*_args: Any, **_kwargs: Any) -> None:
-        raise Crash
-
     job = world.client.ingest(b"too large", max_bytes=3)
     with monkeypatch.context() as patched:
         patched.setattr(SpoolDirectory, "write_outcome", crash)

@@ -6,25 +6,14 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import FORKING_PROCESSES, FORKING_PROGRAM, background, eventually, marked, none_left, python
+from processes import FORKING_PROCESSES, FORKING_PROGRAM, GUARD, SLEEP, background, eventually, marked, python
+from processes import mark as mark  # a fixture
 
 from fsworker.host.guard import GuardedProcess, describe_status
 from fsworker.host.supervise import tail
-
-SLEEP = "import time; time.sleep(600)"
-# A guard bears its program's command line too, so one more process carries the mark.
-GUARD = 1
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Iterator[Path]:
-    """A path that no other process has in its command line; at the end, none may have it."""
-    with none_left(tmp_path):
-        yield tmp_path
 
 
 @pytest.mark.parametrize(("code", "status"), [("", 0), ("exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)])

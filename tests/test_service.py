@@ -2,73 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
+from stores import sha1
+from worlds import Crash, World, crash
+from worlds import world as world  # a fixture
 
 from fsworker.broker.kv import KV
 from fsworker.broker.resultmeta import RESULT_PREFIX
-from fsworker.client import Client
-from fsworker.config import Settings, load_settings
-from fsworker.errors import RedisUnavailableError, StoreUnavailableError, UploadRejectedError
-from fsworker.jobs.service import Service
-from fsworker.jobs.sweep import sweep
+from fsworker.errors import StoreUnavailableError, UploadRejectedError
 from fsworker.model import BatchRequest
-from fsworker.store.facade import Store
 from fsworker.store.locks import job_lock
 from fsworker.store.objects import ObjectStore
-
-
-class World:
-    """A store, a fake Redis, a client whose Redis is away, and a service; nothing runs by itself."""
-
-    def __init__(self, root: Path, **settings: Any) -> None:
-        Store.create(root, apps=["shop", "blog"]).close()
-        self.root = root
-        self.redis = fakeredis.FakeRedis()
-        self.sent: list[tuple[str, dict[str, Any], str, str]] = []
-        self.redis_is_away = False
-        self.settings: Settings = load_settings(environ={}, store=root, **settings)
-        self.object_store = ObjectStore(root)
-        self.service = self.new_service()
-        self.client = Client("shop", settings=load_settings(environ={}, store=root, redis_url="redis://127.0.0.1:1/0"))
-
-    def new_service(self) -> Service:
-        return Service(ObjectStore(self.root), self.kv(), self.send, self.settings)
-
-    def kv(self) -> KV:
-        return KV("redis://fake", client=self.redis)
-
-    def send(self, task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None:
-        if self.redis_is_away:
-            raise RedisUnavailableError("away")
-        self.sent.append((task, dict(kwargs), queue, task_id))
-
-    def sweep(self, **options: Any) -> Any:
-        return sweep(self.object_store, self.kv(), self.send, self.settings, **options)
-
-    def spool(self) -> list[str]:
-        return sorted(n for n in os.listdir(self.root / "Spool" / "shop") if n != ".store.json")
-
-    def hashes(self) -> list[str]:
-        return list(self.object_store)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "store")
-
-
-def sha1(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
 
 
 def test_files_of_a_job_from_drop_to_done(world: World) -> None:
@@ -114,12 +66,6 @@ def test_a_job_in_flight_is_not_begun_again(world: World) -> None:
 def test_a_crash_at_each_step_is_made_good_by_the_next_run(
     step: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Crash(BaseException):
-        """A SIGKILL, as far as the files are concerned."""
-
-    def crash(*_args: Any, **_kwargs: Any) -> None:
-        raise Crash
-
     job = world.client.ingest(b"content", on_done="shop.done")
     with monkeypatch.context() as patched:
         if step == "taken":

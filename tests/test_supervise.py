@@ -5,25 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import FORKING_PROCESSES, FORKING_PROGRAM, background, eventually, marked, none_left, python
+from processes import FORKING_PROCESSES, FORKING_PROGRAM, GUARD, SLEEP, background, eventually, marked, python
+from processes import mark as mark  # a fixture
 
 from fsworker.errors import ConfigError, UnavailableError
 from fsworker.host.supervise import Child, Supervisor, restart_delay_s
-
-SLEEP = "import time; time.sleep(600)"
-# A guard bears its program's command line too, so one more process carries the mark.
-GUARD = 1
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Iterator[Path]:
-    """A path that no other process has in its command line; at the end, none may have it."""
-    with none_left(tmp_path):
-        yield tmp_path
 
 
 def lines_with(log: list[str], text: str) -> list[str]:
