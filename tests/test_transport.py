@@ -24,7 +24,7 @@ from live_worker import RESULT, Server, StartWorker, Worker, nap, send
 from processes import eventually
 
 from fsworker.broker import door, transport
-from fsworker.broker.door import configure, refusal_counts
+from fsworker.broker.door import configure
 from fsworker.broker.judge import QueueRules, Reason, Refused
 from fsworker.broker.options import broker_settings, transport_options
 from fsworker.errors import ConfigError
@@ -356,12 +356,11 @@ def test_a_queue_without_rules_cannot_be_consumed_from(connection: Connection) -
 
 def test_the_plain_get_is_judged_too(server: Server, connection: Connection) -> None:
     server.redis.lpush(QUEUE, b"[]", plain_bytes("blog.12345678"), plain_bytes("shop.12345678"), b"{")
-    before = refusal_counts().get(QUEUE, {})
+    before = door.door.counts.total()
     message = queue().bind(connection.channel()).get()
     assert message.headers["id"] == "shop.12345678"
     assert queue().bind(connection.channel()).get() is None
-    after = refusal_counts()[QUEUE]
-    assert sum(after.values()) - sum(before.values()) == 3
+    assert door.door.counts.total() - before == 3
 
 
 def test_an_acknowledgement_on_a_closed_channel_is_paid_on_the_next(server: Server, connection: Connection) -> None:

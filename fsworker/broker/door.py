@@ -84,11 +84,3 @@ def configure(rules_for_queue: RulesForQueue, on_refused: OnRefused) -> None:
     """
     door.rules_for_queue = rules_for_queue
     door.on_refused = on_refused
-
-
-def refusal_counts() -> dict[str, dict[str, int]]:
-    """Refusals since the process began, by queue and reason."""
-    counts: dict[str, dict[str, int]] = {}
-    for (queue, reason), count in door.counts.copy().items():
-        counts.setdefault(queue, {})[reason] = count
-    return counts

@@ -73,15 +73,6 @@ def write_up_file(directory: Path, content: Mapping[str, Any]) -> None:
     partial.replace(directory / UP_FILE)
 
 
-def read_up_file(directory: Path) -> dict[str, Any] | None:
-    """What :func:`write_up_file` noted, or ``None``. The process may be gone: ask it."""
-    try:
-        content = json.loads((directory / UP_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 @contextlib.contextmanager
 def only_one(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file ``path`` for the block. Raises :class:`ConfigError` naming ``what`` when it is held."""
