@@ -22,8 +22,8 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,19 +161,29 @@ class _Spare(threading.local):
 _spare = _Spare()
 
 
-@contextmanager
-def borrowed_buffer() -> Iterator[memoryview]:
+class _Loan:
+    """A buffer for the time of a ``with`` block. Not a generator: entering one costs as much as reading a small file."""
+
+    __slots__ = ("_room",)
+
+    def __enter__(self) -> memoryview:
+        buffers = _spare.buffers
+        self._room = buffers.pop() if buffers else memoryview(bytearray(BUFFER_BYTES))
+        return self._room
+
+    def __exit__(self, *_: object) -> None:
+        buffers = _spare.buffers
+        if len(buffers) < 2:
+            buffers.append(self._room)
+
+
+def borrowed_buffer() -> AbstractContextManager[memoryview]:
     """Lend a buffer of :data:`BUFFER_BYTES`; its content is arbitrary.
 
     Buffers are kept for the thread, because zeroing a new one costs more than storing a small file. Borrowing inside a
     loan (a stream whose ``read`` stores something itself) gets another buffer.
     """
-    room = _spare.buffers.pop() if _spare.buffers else memoryview(bytearray(BUFFER_BYTES))
-    try:
-        yield room
-    finally:
-        if len(_spare.buffers) < 2:
-            _spare.buffers.append(room)
+    return _Loan()
 
 
 def reader_into(stream: Reader) -> Callable[[memoryview], int]:
@@ -238,8 +248,10 @@ def same_bytes(left_fd: int, right_fd: int) -> bool:
 
 def equals(fd: int, data: bytes) -> bool:
     """Compare a file with ``data`` from its beginning."""
+    if len(data) < BUFFER_BYTES and os.pread(fd, len(data) + 1, 0) == data:  # nearly always; one more than should be
+        return True
     offset = 0
-    while part := os.pread(fd, min(BUFFER_BYTES, len(data) - offset + 1), offset):  # one more than there should be
+    while part := os.pread(fd, min(BUFFER_BYTES, len(data) - offset + 1), offset):
         if part != data[offset : offset + len(part)]:
             return False
         offset += len(part)

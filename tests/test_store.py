@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from fsworker.store import layout
 from fsworker.store.facade import Store
 from fsworker.store.objects import ObjectStore
 
+KIB64 = 1 << 16
 MIB = 1 << 20
 
 
@@ -69,7 +71,7 @@ def test_iteration_leaves_strays_alone(store: Store) -> None:
     assert list(store) == [name]
 
 
-@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7])
+@pytest.mark.parametrize("size", [0, 1, KIB64 - 1, KIB64, KIB64 + 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7])
 def test_every_way_in_gives_the_same(store: Store, tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     source = tmp_path / "upload"
@@ -89,6 +91,30 @@ def test_a_stream_may_yield_little_at_a_time(store: Store) -> None:
             return self.left.pop() if self.left else b""
 
     assert store.put_stream(Drip()) == sha1(b"x" * 7919 * 200)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 5 * 1000, 4999])
+def test_a_descriptor_may_yield_little_at_a_time(store: Store, max_bytes: int | None) -> None:
+    parts = [bytes([n]) * 1000 for n in range(5)]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_WRITER, str(len(parts))], stdout=subprocess.PIPE, bufsize=0
+    ) as writer:
+        assert writer.stdout is not None
+        if max_bytes == 4999:
+            with pytest.raises(UploadRejectedError):
+                store.put_descriptor(writer.stdout.fileno(), max_bytes)
+            assert len(store) == 0
+        else:
+            stored = store.put_descriptor(writer.stdout.fileno(), max_bytes)
+            assert (stored.hash, stored.size_bytes) == (sha1(b"".join(parts)), 5000)
+
+
+SLOW_WRITER = """
+import os, sys, time
+for n in range(int(sys.argv[1])):
+    os.write(1, bytes([n]) * 1000)
+    time.sleep(0.02)
+"""
 
 
 def test_a_stream_is_read_from_where_it_stands_and_stays_open(store: Store) -> None:

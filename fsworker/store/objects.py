@@ -152,7 +152,7 @@ class ObjectStore(ShardDirectories):
         is none (any more). Replacing always syncs what it puts in place: a good copy that a power cut empties would be
         worse than the rot.
         """
-        status = self.status(candidate.hash)
+        status = self.status(candidate.hash)  # by name: the move to trash renews the ctime of what is open already
         if status is None:
             return None
         stored_fd = self._open_name(candidate.hash)

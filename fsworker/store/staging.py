@@ -18,9 +18,14 @@ from fsworker.store import layout
 from fsworker.store.handle import SourceError
 from fsworker.store.reading import ObjectReader
 
+_HEAD_BYTES = 1 << 16
+"""What is read first. Up to here the allocator has room at hand; for a MiB it asks the kernel each time (35 µs)."""
+
 
 class Candidate:
     """Content with its hash: in memory (``data``) until it needs a file, then in an unnamed file (``fd``)."""
+
+    __slots__ = ("data", "fd", "hash", "size_bytes")
 
     def __init__(self, name: Hash, size_bytes: int, *, data: bytes | None = None, fd: int | None = None) -> None:
         self.hash = name
@@ -55,13 +60,24 @@ class Stager(ObjectReader):
 
     def stage_source(self, fd: int) -> Candidate:
         """:meth:`stage_descriptor` for a file of the caller's own, whose read errors are raised as they are."""
-        return self.stage(of_source(durable.descriptor_into(fd)), source_fd=fd)
+        try:
+            head, whole = _head_of(fd)
+        except OSError as error:
+            raise SourceError(error) from error
+        if whole:
+            return candidate_of(head)
+        return self.stage(of_source(durable.descriptor_into(fd)), source_fd=fd, head=head)
 
     def stage_descriptor(
         self, fd: int, max_bytes: int | None = None, progress: Callable[[int], None] | None = None
     ) -> Candidate:
         """Read a descriptor to its end, as :meth:`stage`."""
-        return self.stage(durable.descriptor_into(fd), max_bytes, progress, source_fd=fd)
+        head, whole = _head_of(fd)
+        if max_bytes is not None and len(head) > max_bytes:
+            raise _too_large(max_bytes)
+        if whole:
+            return candidate_of(head)
+        return self.stage(durable.descriptor_into(fd), max_bytes, progress, source_fd=fd, head=head)
 
     def stage(
         self,
@@ -70,14 +86,16 @@ class Stager(ObjectReader):
         progress: Callable[[int], None] | None = None,
         *,
         source_fd: int | None = None,
+        head: bytes = b"",
     ) -> Candidate:
         """Read content to its end. What fits one buffer stays in memory; more goes to an unnamed file at once.
 
         ``source_fd``: what ``read_into`` reads, if that is a file; where the filesystem can, its blocks are shared.
-        Raises :class:`UploadRejectedError` past ``max_bytes``.
+        ``head``: what was read from it before, less than a buffer. Raises :class:`UploadRejectedError` past ``max_bytes``.
         """
         with durable.borrowed_buffer() as room:
-            filled = 0
+            filled = len(head)
+            room[:filled] = head
             while filled < len(room) and (count := read_into(room[filled:])):
                 filled += count
                 if max_bytes is not None and filled > max_bytes:
@@ -151,6 +169,18 @@ def open_source(path: str | os.PathLike[str]) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise SourceError(error) from error
+
+
+def _head_of(fd: int) -> tuple[bytes, bool]:
+    """Read the first bytes of a descriptor, and tell whether that is all.
+
+    Most uploads end here: for a small file a plain ``read`` costs a third of one into the large buffer and a copy.
+    """
+    head = os.read(fd, _HEAD_BYTES)
+    if len(head) == _HEAD_BYTES:
+        return head, False
+    more = os.read(fd, _HEAD_BYTES)
+    return head + more, not more
 
 
 def of_source(read_into: Callable[[memoryview], int]) -> Callable[[memoryview], int]:

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(not tracer.SUPPORTED, reason="CI-may-skip: the t
 
 SOURCE = [
     "openat",  # the caller's file
-    "readv",  # its bytes
-    "readv",  # its end
+    "read",  # its bytes
+    "read",  # its end
 ]
 NEW_FILE = [
     *SOURCE,
