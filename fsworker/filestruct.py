@@ -27,6 +27,7 @@ import posixpath
 import pwd
 import re
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, BinaryIO
 
 from fsworker import durable, errors
@@ -145,6 +146,16 @@ class TempDir(BaseTempDir):
     def __init__(self, Client: Client) -> None:
         super().__init__(Client.store)
         self.Client = Client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        except errors.FSWorkerError as problem:
+            if isinstance(problem.__cause__, FileNotFoundError):
+                raise problem.__cause__ from None  # as the original, when its user removed the directory
+            raise
 
     @property
     def Path(self) -> str:

@@ -277,10 +277,11 @@ def test_refused_uploads_are_listed_retried_and_discarded(stack: RunningStack) -
     entries = entries_of(stack)
     assert {entries[answer.id]["kind"] for answer in answers} == {"rejected"}
     retried, discarded = (str(entries[answer.id]["stamp"]) for answer in answers)
-    fsworker("error", "discard", "--yes", discarded, "--store", path)
+    fsworker("error", "discard", discarded, "--store", path)  # asks nobody where no person sits
     assert "no entry" in fsworker("error", "discard", "--yes", discarded, "--store", path, check=1).stderr
     (stack.directory / "retried").unlink()  # a person has mended the cause
-    assert answers[0].id in fsworker("error", "retry", retried, "--store", path).stdout
+    said = json.loads(fsworker("error", "retry", "--json", retried, "--store", path).stdout)
+    assert said == {"retried": {retried: answers[0].id}}
     assert not entries_of(stack).keys() & {answer.id for answer in answers}
     assert stack.client().job(answers[0].id).get().hash == hashlib.sha1(b"retried").hexdigest()
 

@@ -148,7 +148,7 @@ def test_why(sh: Shell) -> None:
     assert "application blog has no keep-set" in refused["problems"][0]
     away = sh.json("why", sh.garbage, FSWORKER_REDIS_URL="redis://127.0.0.1:1/0")
     assert away["next_collection"] == "not known: Redis is away"
-    assert "is not a hash" in sh("why", "xyz", code=1)
+    assert "is not a hash" in sh("why", "xyz", code=2)
 
 
 def test_hold(sh: Shell) -> None:

@@ -573,12 +573,23 @@ def test_health_fails_for_who_is_silent_or_was_never_there(tmp_path: Path) -> No
     assert health("--role=ingest", FSWORKER_STATE_DIR=tmp_path)[0] == 1
 
 
+def test_health_as_json(tmp_path: Path) -> None:
+    _sign(tmp_path, "ingest", 0)
+    code, said = health("--json", FSWORKER_STATE_DIR=tmp_path)
+    tree = json.loads(said)
+    assert (code, tree["alive"], tree["silent_for"]["maintenance"]) == (1, False, None)
+    assert tree["silent_for"]["ingest"] < 10
+    code, said = health("--json", "--role=ingest", FSWORKER_STATE_DIR=tmp_path)
+    assert (code, json.loads(said)["alive"]) == (0, True)
+
+
 def test_health_finds_the_state_directory_as_workers_do(store: Store, tmp_path: Path) -> None:
     directory = tmp_path / "home" / "fsworker" / store.config.store_id
     directory.mkdir(parents=True)
     _sign(directory, "ingest", 0)
     found = health("--role=ingest", FSWORKER_STORE=store.root, XDG_STATE_HOME=tmp_path / "home")
     assert found[0] == 0
+    assert health("--role=ingest", f"--store={store.root}", XDG_STATE_HOME=tmp_path / "home")[0] == 0
     settings = tmp_path / "fsworker.toml"
     settings.write_text(f'state_dir = "{directory}"\n')
     assert health("--role=ingest", FSWORKER_CONFIG=settings)[0] == 0

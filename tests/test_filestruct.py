@@ -6,6 +6,7 @@ import grp
 import io
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import sys
@@ -325,6 +326,17 @@ def test_a_temp_directory_comes_and_goes(client: FileStruct.Client) -> None:
         assert directory.Retain is False
         assert os.path.isdir(directory.Path)
     assert not os.path.exists(directory.Path)
+
+
+def test_a_temp_directory_that_was_removed_inside_is_not_found(client: FileStruct.Client) -> None:
+    with pytest.raises(FileNotFoundError), client.TempDir() as directory:
+        shutil.rmtree(directory.Path)
+    with pytest.raises(FileNotFoundError), client.TempDir() as retained:
+        retained.Retain = True
+        shutil.rmtree(retained.Path)
+    with pytest.raises(RuntimeError, match="mine"), client.TempDir() as failed:
+        shutil.rmtree(failed.Path)
+        raise RuntimeError("mine")
 
 
 def test_retain_and_exceptions_keep_it_under_error(client: FileStruct.Client) -> None:

@@ -157,6 +157,9 @@ def test_claim_says_what_is_there(stack: RunningStack) -> None:
     assert isinstance(result, ClaimResult)
     assert result["present"] == [name]
     assert result["missing"] == ["f" * 40]
+    assert result == {"present": [name], "missing": ["f" * 40]}
+    assert result != {"present": [name], "missing": []}
+    assert "absent" not in result
 
 
 # What an application may get wrong

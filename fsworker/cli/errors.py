@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -55,26 +56,37 @@ def error_list(store: Path | None, as_json: bool) -> None:
 @error_group.command("retry")
 @click.argument("stamps", nargs=-1, required=True)
 @store_option
+@json_option
 @reporting
-def error_retry(stamps: tuple[str, ...], store: Path | None) -> None:
+def error_retry(stamps: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     """Put refused uploads back into their spool, under their old job ids; the next sweep rings for them."""
+    jobs = {}
     with open_store(settings_for(store)) as handle:
         for stamp in stamps:
-            job_id = retry(handle, stamp)
-            click.echo(f"{stamp}: job {job_id} is queued again")
+            jobs[stamp] = retry(handle, stamp)
+            if not as_json:
+                click.echo(f"{stamp}: job {jobs[stamp]} is queued again")
+    if as_json:
+        print_json({"retried": jobs})
 
 
 @error_group.command("discard")
 @click.argument("stamps", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask, at a terminal, whether that is meant.")
 @store_option
-@click.confirmation_option(prompt="Delete these entries for good?")
+@json_option
 @reporting
-def error_discard(stamps: tuple[str, ...], store: Path | None) -> None:
-    """Delete entries for good."""
+def error_discard(stamps: tuple[str, ...], yes: bool, store: Path | None, as_json: bool) -> None:
+    """Delete entries for good. At a terminal it asks first."""
     with open_store(settings_for(store)) as handle:
+        if not yes and sys.stdin.isatty():
+            click.confirm("Delete these entries for good?", abort=True, err=True)
         for stamp in stamps:
             discard(handle, stamp)
-            click.echo(f"{stamp}: deleted")
+            if not as_json:
+                click.echo(f"{stamp}: deleted")
+    if as_json:
+        print_json({"discarded": list(stamps)})
 
 
 def _as_json(entry: ErrorEntry) -> dict[str, Any]:

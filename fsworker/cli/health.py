@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,11 @@ from fsworker.host.alive import MAX_AGE_S, ROLES, silent_for_s
 @click.command()
 @click.option("--role", type=click.Choice(ROLES), help="Default: FSWORKER_ROLE; else both have to be alive.")
 @click.option("--max-age", default="10s", show_default=True, help="How old the last sign of life may be.")
-def health(role: str | None, max_age: str) -> None:
+@click.option(
+    "--store", type=click.Path(), help="The store whose workers are meant, where FSWORKER_STATE_DIR is not set."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def health(role: str | None, max_age: str, store: str | None, as_json: bool) -> None:
     """Say whether the workers on this host are alive: connected to Redis, and turning. One line; exit 0 or 1.
 
     Looks at nothing but the age of a file in FSWORKER_STATE_DIR, which a worker touches every second. It stays alive
@@ -25,20 +30,22 @@ def health(role: str | None, max_age: str) -> None:
     if set(roles) - set(ROLES):
         _end(f"fsworker: FSWORKER_ROLE is {roles[0]!r}; write ingest or maintenance", 2)
     limit_s = MAX_AGE_S if max_age == "10s" else _seconds(max_age)
-    directory = _state_directory()
+    directory = _state_directory(store)
     try:
         silent = {name: silent_for_s(directory, name) for name in roles}
     except OSError as error:
         _end(f"not alive: {directory} cannot be looked at: {error.strerror}", 1)
+    alive = all(age_s is not None and age_s <= limit_s for age_s in silent.values())
+    if as_json:
+        _end(json.dumps({"alive": alive, "silent_for": silent, "state_dir": str(directory)}), 0 if alive else 1)
     said = ", ".join(
         f"{name}: never seen in {directory}" if age_s is None else f"{name}: last sign {age_s:.1f} s ago"
         for name, age_s in silent.items()
     )
-    alive = all(age_s is not None and age_s <= limit_s for age_s in silent.values())
     _end(f"{'alive' if alive else 'not alive'} ({said})", 0 if alive else 1)
 
 
-def _state_directory() -> Path:
+def _state_directory(store: str | None) -> Path:
     """As :func:`fsworker.host.state.state_directory` finds it; straight from the environment where it is named there."""
     named = os.environ.get("FSWORKER_STATE_DIR")
     if named:
@@ -51,13 +58,15 @@ def _state_directory() -> Path:
     from fsworker.store.handle import StoreHandle
 
     try:
-        settings = load_settings()
+        settings = load_settings(store=store)
         if settings.state_dir is not None:
             return settings.state_dir
         if settings.store is None:
-            raise ConfigError("neither FSWORKER_STATE_DIR nor FSWORKER_STORE is set; the first says where workers tell")
-        with StoreHandle(settings.store) as store:
-            return state_directory(settings, store.config.store_id)
+            raise ConfigError(
+                "no state directory: set FSWORKER_STATE_DIR, which says where workers tell, or FSWORKER_STORE, or give --store"
+            )
+        with StoreHandle(settings.store) as handle:
+            return state_directory(settings, handle.config.store_id)
     except ConfigError as error:
         _end(f"fsworker: {error}", 2)
 

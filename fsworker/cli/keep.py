@@ -23,7 +23,6 @@ from fsworker.cli.common import (
 from fsworker.cli.upkeep import make_reader, parse_time, utc
 from fsworker.client import Client
 from fsworker.collection.basis import ageing
-from fsworker.config import format_duration
 from fsworker.errors import ConfigError
 from fsworker.keepsets.reader import Found
 from fsworker.store.clock import boot_time_s
@@ -123,8 +122,8 @@ def _print_table(found: list[Found], now_s: float) -> None:
         if each.manifest is None:
             table.add_row(each.app, "–", "–", "–", escape(each.problem or "never published, or flushed"))
         else:
-            age = format_duration(max(0, round(now_s - each.manifest.snapshot_time)))
-            table.add_row(each.app, f"{each.manifest.count:,}", utc(each.manifest.snapshot_time), age, "")
+            age_h = max(0.0, now_s - each.manifest.snapshot_time) / 3600
+            table.add_row(each.app, f"{each.manifest.count:,}", utc(each.manifest.snapshot_time), f"{age_h:.1f} h", "")
     stdout().print(table if found else "No application is registered.")
 
 

@@ -21,7 +21,7 @@ from fsworker.cli.upkeep import make_reader, utc
 from fsworker.collection.collector import Collector
 from fsworker.collection.why import Why
 from fsworker.collection.why import why as look_up
-from fsworker.errors import ConfigError
+from fsworker.errors import ConfigError, InvalidHashError
 from fsworker.model import parse_hash
 
 
@@ -32,7 +32,10 @@ from fsworker.model import parse_hash
 @reporting
 def why(hash_: str, store: Path | None, as_json: bool) -> None:
     """Say where HASH lies, who keeps it, and what the next collection would do. Exit 1 when the store knows nothing of it."""
-    name = parse_hash(hash_)
+    try:
+        name = parse_hash(hash_)
+    except InvalidHashError as error:
+        raise click.BadParameter(str(error), param_hint="HASH") from error
     settings = settings_for(store)
     with open_store(settings) as handle:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -58,8 +59,11 @@ class IngestResult(Model):
         return list(dict.fromkeys([self.hash, *(t.hash for t in self.thumbnails.values())]))
 
 
-class ClaimResult(Model):
-    """Which of the claimed hashes are in the store (and now fresh), and which are not."""
+class ClaimResult(Model, Mapping[str, list[Hash]]):
+    """Which of the claimed hashes are in the store (and now fresh), and which are not.
+
+    Also a mapping, equal to the ``{"present": [...], "missing": [...]}`` that a plain Celery producer gets.
+    """
 
     present: list[HashField]
     missing: list[HashField]
@@ -69,8 +73,19 @@ class ClaimResult(Model):
         """The present ones: what a repeated answer freshens again."""
         return self.present
 
-    def __getitem__(self, key: Literal["present", "missing"]) -> list[Hash]:
-        return self.present if key == "present" else self.missing
+    def __getitem__(self, key: str) -> list[Hash]:
+        return {"present": self.present, "missing": self.missing}[key]
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # a mapping's, not the model's pairs
+        return iter(("present", "missing"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self) == dict(other) if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # like any mapping's with lists in it
 
 
 Result = IngestResult | ClaimResult
