@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
 import os
@@ -186,14 +187,28 @@ def test_a_worker_without_write_permission(command: list[str], open_path: Path) 
     store_path = open_path / "files"
     Store.create(store_path, apps=["shop"]).close()
     os.chmod(store_path, 0o755)
+    said = _refused_as_nobody(*command, *([store_path] if command == ["up"] else ["--store", store_path]))
+    assert "nobody cannot write to" in said
+    assert "chown -R nobody" in said
+
+
+@needs_root
+def test_a_closed_store_names_the_group_to_join(open_path: Path) -> None:
+    Store.create(open_path / "files", apps=["shop"]).close()
+    group = grp.getgrgid((open_path / "files").stat().st_gid).gr_name
+    assert f"usermod -aG {group} nobody" in _refused_as_nobody("verify", "--store", open_path / "files")
+
+
+@needs_root
+def test_init_where_nothing_may_be_made_names_the_fix(open_path: Path) -> None:
+    said = _refused_as_nobody("init", open_path / "new", "--app", "shop")
+    assert f"install -d -o nobody {open_path / 'new'}" in said
+
+
+def _refused_as_nobody(*arguments: object) -> str:
+    """What the command says to a user who has no rights; it must exit with 2."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _AS_NOBODY,
-            *command,
-            *([str(store_path)] if command == ["up"] else ["--store", str(store_path)]),
-        ],
+        [sys.executable, "-c", _AS_NOBODY, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -201,8 +216,7 @@ def test_a_worker_without_write_permission(command: list[str], open_path: Path) 
         env={**os.environ, "FSWORKER_STATE_DIR": "/tmp", "HOME": "/tmp"},
     )
     assert done.returncode == 2, done.stderr
-    assert "nobody cannot write to" in done.stderr
-    assert "chown -R nobody" in done.stderr
+    return done.stderr
 
 
 # The interpreter may lie where only root gets, so everything is loaded before the user changes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -54,6 +55,18 @@ print(os.environ["COLOUR"], os.read(int(sys.argv[1]), 9), repr(sys.stdin.read())
     os.close(writer)
     assert tail(tmp_path / "log") == "green b'given' '' False"
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
+
+
+def test_output_goes_to_standard_error_so_that_reports_stand_alone() -> None:
+    code = """
+import sys
+from fsworker.host.guard import GuardedProcess
+process = GuardedProcess([sys.executable, "-c", "import os; os.write(1, b'said '); os.write(2, b'and warned')"])
+process.wait(10)
+process.kill()
+"""
+    done = subprocess.run(python(code), capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "said and warned")
 
 
 def test_program_starts_with_default_signals_in_a_session_of_its_own(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ _KILL_WAIT_S = 5.0
 class GuardedProcess:
     """A program under a guard, with ``/dev/null`` as input. Started when made.
 
-    Output goes where the parent's goes, or is appended to ``log_path``. ``env`` None inherits the environment, a
+    Output, both kinds, goes to the parent's standard error (its standard output is for reports), or is appended to
+    ``log_path``. ``env`` None inherits the environment, a
     mapping replaces it. The program and all that it starts die with this process, and when this object is collected;
     call :meth:`stop` or :meth:`kill` in the end, also when the program has ended by itself.
 
@@ -73,7 +74,7 @@ class GuardedProcess:
                     [*guard, *argv],
                     env=env,
                     stdin=subprocess.DEVNULL,
-                    stdout=output,
+                    stdout=2 if output is None else output,
                     stderr=output,
                     pass_fds=(theirs.fileno(), *pass_fds),
                     start_new_session=True,

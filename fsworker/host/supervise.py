@@ -35,7 +35,7 @@ class Child:
 
     ``ready`` is asked every 50 ms until it says True, at most ``ready_timeout_s`` seconds; without it a child counts as
     ready when it runs. ``stop_grace_s`` is the time between ``stop_signal`` and SIGKILL. ``env`` None inherits the
-    environment, a mapping replaces it; output goes where ours goes, or is appended to ``log_path``. ``beside``: it does
+    environment, a mapping replaces it; output goes to our standard error, or is appended to ``log_path``. ``beside``: it does
     not need the child before it, so the two start and stop at the same time.
     """
 

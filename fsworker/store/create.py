@@ -73,7 +73,9 @@ def create_store(
         _make_root(root)
         existing = os.listdir(root)
     except OSError as error:
-        raise ConfigError(f"cannot make a store at {root}: {error.strerror}") from error
+        me = user_name(os.geteuid())
+        fix = f". Let root make the directory: install -d -o {me} {root}" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"cannot make a store at {root}: {error.strerror}{fix}") from error
     if existing and layout.CONFIG_FILE not in existing and not _looks_half_made(existing):
         raise ConfigError(f"{root} is not empty and not a store; choose an empty directory")
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fsworker.errors import ConfigError
 from fsworker.store import layout
 from fsworker.store.layout import Modes, StoreConfig
-from fsworker.store.owners import user_name
+from fsworker.store.owners import group_name, user_name
 
 
 def open_root(path: Path) -> int:
@@ -21,10 +21,19 @@ def open_root(path: Path) -> int:
     except NotADirectoryError:
         raise ConfigError(f"{path} is not a directory; a store is one") from None
     except PermissionError:
+        me = user_name(os.geteuid())
         raise ConfigError(
-            f"{path} is closed to {user_name(os.geteuid())}; to read a store, be a member of its group: "
-            f"usermod -aG <group of {path}> {user_name(os.geteuid())}, then log in again"
+            f"{path} is closed to {me}; to read a store, be a member of its group: "
+            f"usermod -aG {_group_of(path)} {me}, then log in again"
         ) from None
+
+
+def _group_of(path: Path) -> str:
+    """The name of a directory's group, for a message, as far as it can be seen."""
+    try:
+        return group_name(os.stat(path).st_gid)
+    except OSError:
+        return f"<group of {path}>"
 
 
 def read_config(root_fd: int, path: Path) -> StoreConfig:
