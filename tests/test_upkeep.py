@@ -174,6 +174,15 @@ def test_a_running_stack_collects_and_purges(tmp_path: Path) -> None:
         assert kept in store
         claim = blog.claim([kept, garbage]).get(timeout=30)
         assert (claim["present"], claim["missing"]) == ([kept], [garbage])
+        url = stack.where["redis_url"]
+        with Celery("a person's", broker=url, backend=url, set_as_current=False) as person:
+            report = person.send_task("fsworker.sweep", queue="fsworker.maintenance").get(timeout=30)
+            assert report["rung"] == 0
+            (result,) = set(person.backend.client.keys("celery-task-meta-*")) - set(
+                person.backend.client.keys("celery-task-meta-shop.*")
+                + person.backend.client.keys("celery-task-meta-blog.*")
+            )
+            assert b"rung" in person.backend.client.get(result), "what beat asks for leaves no result"
 
 
 def _set_grace(store_path: Path) -> None:

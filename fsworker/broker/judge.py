@@ -167,7 +167,11 @@ def _judge_task(
     _validate(task, rules.tasks[task], kwargs)
     delivery_info = properties.get("delivery_info")
     redelivered = isinstance(delivery_info, dict) and delivery_info.get("redelivered") is True
-    return Accepted(_rebuild(rules.queue, task, job_id, expires, body, redelivered), task, job_id)
+    message = _rebuild(rules.queue, task, job_id, expires, body, redelivered)
+    if rules.job_prefix is None:
+        # On the operator's own queue Celery stores a result for who waits. Jobs of applications store theirs themselves.
+        message["headers"]["ignore_result"] = headers.get("ignore_result") is True
+    return Accepted(message, task, job_id)
 
 
 def _check_encoding(envelope: dict[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> None:
