@@ -217,12 +217,19 @@ def in_capital_letters(plant: Plant) -> Damage:
 
 @damage
 def with_a_suffix(plant: Plant) -> Damage:
-    return misnamed(plant, lambda path: path.with_name(f"{path.name}.jpg"), "wrong-name", "quarantined")
+    return misnamed(plant, lambda path: path.with_name(f"{path.name}.jpg"), "wrong-name", "moved")
 
 
 @damage
 def under_the_name_of_an_unfinished_rsync(plant: Plant) -> Damage:
-    return misnamed(plant, lambda path: path.with_name(f".{path.name}.Xy1z2A"), "wrong-name", "quarantined")
+    return misnamed(plant, lambda path: path.with_name(f".{path.name}.Xy1z2A"), "wrong-name", "moved")
+
+
+@damage
+def cut_off_under_the_name_of_an_unfinished_rsync(plant: Plant) -> Damage:
+    data, path = plant.victim()
+    path.unlink()
+    return stray(plant, path.with_name(f".{path.name}.Zz9y8B"), "wrong-name", data[:50])
 
 
 @damage

@@ -56,7 +56,11 @@ class StraySettler:
         return replace(moved, action="healed", detail=f"{moved.detail}; the copy from {where} took its place")
 
     def misplaced(self, suspicion: Suspicion) -> Finding | None:
-        """A file that is some hash's content in a wrong place, or under a mangled name: store it, keep the original."""
+        """A file in a wrong place, or under a mangled name: its name tells which hash it should be, and if it is, it is stored.
+
+        So an upload that somebody renamed to ``da39….jpg``, or that an ``rsync`` into the store left as ``.da39….Xy1z2A``,
+        is not lost to its keepers. What stood there is kept.
+        """
         fd = self.desk.open(suspicion.path)
         if fd is None:
             return None
@@ -68,7 +72,7 @@ class StraySettler:
                 return finding
             if (waiting := self._must_wait(finding, seen)) is not None:
                 return waiting
-            is_itself = found is not None and found == suspicion.path.rpartition("/")[2].lower()
+            is_itself = found is not None and found in suspicion.path.rpartition("/")[2].lower()
             if is_itself:
                 os.lseek(fd, 0, os.SEEK_SET)
                 is_itself = self.desk.store.put_descriptor(fd).hash == found
@@ -90,7 +94,7 @@ class StraySettler:
 
     def _describe(self, suspicion: Suspicion, seen: os.stat_result) -> str:
         if stat.S_ISDIR(seen.st_mode):
-            return f"{_count(self.desk.store, suspicion.path)} entries"
+            return f"entries: {_count(self.desk.store, suspicion.path)}"
         if stat.S_ISLNK(seen.st_mode):
             return f"to {os.readlink(suspicion.path, dir_fd=self.desk.store.fd)}"
         return f"{seen.st_size:,} bytes" if stat.S_ISREG(seen.st_mode) else f"mode {seen.st_mode:o}"
