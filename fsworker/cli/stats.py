@@ -86,8 +86,11 @@ def stats(store: Path | None, as_json: bool) -> None:
         out.print(f"Keep-set {app}: {said}")
     if (seen := tree["verification"]) is not None:
         out.print(
-            f"Verified {seen['directories']} of 256 directories{_oldest(seen)}; {len(seen['findings'])} found lately"
+            f"Verified {seen['directories']} of 256 directories{_oldest(seen)}{_left(seen)}; "
+            f"{len(seen['findings'])} found lately"
         )
+        if seen["quarantined"]:
+            out.print(f"Error    {seen['quarantined']:,} in quarantine: fsworker error list")
     for warning in tree["warnings"]:
         out.print(f"Warning  {warning}", soft_wrap=True, markup=False)
     for queue, reasons in tree["refused"].items():
@@ -115,6 +118,11 @@ def _count(handle: ObjectStore) -> tuple[int, int]:
 
 def _oldest(seen: dict[str, Any]) -> str:
     return "" if seen["oldest_age"] is None else f", the oldest {seen['oldest_age'] / 3600:.1f} h ago"
+
+
+def _left(seen: dict[str, Any]) -> str:
+    """The estimated end; an outage of the workers comes on top."""
+    return "" if not seen["seconds_left"] else f"; what is due takes about {seen['seconds_left'] / 3600:.1f} h"
 
 
 def _verification(handle: ObjectStore, settings: Settings) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fsworker.cli.common import (
     format_size,
@@ -21,6 +22,7 @@ from fsworker.cli.common import (
     reporting,
     settings_for,
     stderr,
+    stdout,
     store_option,
     warn_root,
 )
@@ -41,40 +43,55 @@ class Printer:
     """Prints findings as they come: lines for people, or one JSON document, never held in memory."""
 
     as_json: bool
+    bar: Progress | None = None
+    """A progress bar that is being drawn where the findings go: they are printed above it."""
     count: int = 0
     problems: int = 0
     reports: dict[str, Report] = field(default_factory=dict)
 
-    def begin(self) -> None:
-        """Open the document."""
+    @contextmanager
+    def document(self) -> Iterator[None]:
+        """Open the document; close it, whatever happens, and say in it whether everything was looked at."""
+        complete = False
         if self.as_json:
-            sys.stdout.write('{"findings": [')
+            self._line('{"findings": [', end="")
+        try:
+            yield
+            complete = True
+        finally:
+            if self.as_json:
+                rest = {"complete": complete, **{name: report.as_json() for name, report in self.reports.items()}}
+                self._line("\n" * bool(self.count) + f"], {json.dumps(rest)[1:]}")
+            else:
+                for name, report in self.reports.items():
+                    self._line(_summary(name, report))
 
     def finding(self, finding: Finding) -> None:
         """Print one."""
         self.count += 1
         self.problems += not finding.is_note
         if self.as_json:
-            sys.stdout.write(f"{',' if self.count > 1 else ''}\n  {json.dumps(finding.as_json(), ensure_ascii=False)}")
+            tree = json.dumps(finding.as_json(), ensure_ascii=False)
+            self._line(f"{',' if self.count > 1 else ''}\n  {tree}", end="")
         else:
-            click.echo(f"{printable(finding.path)}: {finding.kind}: {finding.message}")
-            kept = "" if finding.kept is None else f", as {printable(finding.kept)}"
-            click.echo(f"    {finding.action}{kept}; to do: {finding.advice}")
+            note = "note: " if finding.is_note else ""
+            said = f"{printable(finding.path)}: {note}{finding.kind}: {finding.message}"
+            self._line(f"{said}\n    done: {printable(finding.done)}\n    to do: {finding.advice}")
 
-    def end(self) -> None:
-        """Close the document, or sum up."""
-        if self.as_json:
-            rest = {name: report.as_json() for name, report in self.reports.items()}
-            sys.stdout.write("\n" * bool(self.count) + f"], {json.dumps(rest)[1:]}\n")
+    def _line(self, text: str, end: str = "\n") -> None:
+        if self.bar is None:
+            click.echo(text + end, nl=False)
         else:
-            for name, report in self.reports.items():
-                click.echo(_summary(name, report))
+            self.bar.console.print(Text(text), end=end, soft_wrap=True)
 
 
 def _summary(name: str, report: Report) -> str:
     took_s = max(report.took_s, 1e-6)
-    verdict = "nothing is wrong" if not report.problems else f"{report.problems:,} found"
     actions = ", ".join(f"{count:,} {action}" for action, count in sorted(report.actions.items()))
+    verdict = "nothing is wrong"
+    if report.problems:
+        left = f"{report.left_to_do:,} left to do" if report.left_to_do else "nothing left to do"
+        verdict = f"{report.problems:,} found; {left}"
     return (
         f"{name}: {report.files:,} files, {format_size(report.size_bytes)} in {took_s:.1f} s "
         f"({format_size(int(report.size_bytes / took_s))}/s): {verdict}" + (f" ({actions})" if actions else "")
@@ -128,20 +145,17 @@ def verify(
             processes=processes or os.cpu_count() or 1,
             rate_bytes_s=_rate(rate),
         )
-        printer.begin()
-        try:
+        with printer.document():
             if names:
                 printer.reports["store"] = verify_hashes(handle, names, options.policy, printer.finding, mirror=copy)
             elif mirror is None or repair or pairs:
-                with _progress("Verifying") as on_progress:
+                with _progress("Verifying", printer) as on_progress:
                     printer.reports["store"] = verify_all(
                         handle, options, printer.finding, pairs=pairs, mirror=copy, on_progress=on_progress
                     )
             if mirror is not None and copy is not None and not names and not pairs:
-                with _progress("Comparing") as on_progress:
+                with _progress("Comparing", printer) as on_progress:
                     printer.reports["mirror"] = compare(handle, copy, options, printer.finding, on_progress=on_progress)
-        finally:
-            printer.end()
     if printer.problems:
         sys.exit(1)
 
@@ -184,13 +198,26 @@ def _mirror(path: Path | None, store: ObjectStore, *, needed: Path | None) -> It
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[OnProgress]:
-    """A progress bar on a terminal; it starts with the first progress, when all processes are forked."""
-    if not stderr.is_terminal:
+def _progress(title: str, printer: Printer) -> Iterator[OnProgress]:
+    """A progress bar on a terminal; it starts with the first progress, when all processes are forked.
+
+    It is drawn on standard output if that is a terminal, so that findings go above it, else on standard error. Rich must
+    not redirect standard output by itself: a report that is written to a file would be drawn on the terminal instead.
+    """
+    console = stdout() if sys.stdout.isatty() else stderr
+    if not console.is_terminal:
         yield no_progress
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=stderr, transient=True)
+    bar = Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=sys.stderr.isatty(),
+    )
     task = bar.add_task(title, total=None)
     begun_s = time.monotonic()
     started = False
@@ -200,10 +227,12 @@ def _progress(title: str) -> Iterator[OnProgress]:
         if not started and time.monotonic() - begun_s > 0.2:
             started = True
             bar.start()
+            printer.bar = bar if sys.stdout.isatty() else None
         bar.update(task, completed=done, total=total)
 
     try:
         yield on_progress
     finally:
         if started:
+            printer.bar = None
             bar.stop()

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from fsworker import durable
 from fsworker.store import heal, layout
-from fsworker.store.handle import log
 from fsworker.store.staging import Candidate
 from fsworker.verification.copies import good_copy
 from fsworker.verification.desk import Desk, name_of
@@ -53,7 +52,6 @@ class ContentSettler:
         self._rotten += 1
         if not self.desk.policy.repair:
             return finding
-        log.error("stored file %s is rotten: its content hashes to %s", name, second)
         healed = self._heal(finding, fd)
         if healed is not None:
             return healed

@@ -76,15 +76,21 @@ KINDS = {
         "the backup has what no store has", "look whether it is the backup of this store", is_note=True
     ),
 }
-"""Every kind by its name in reports. ``recent-upload``, ``spool-stray`` and ``mirror-extra`` are notes: no damage."""
+"""Every kind by its name in reports. Notes are no damage: a run that found nothing else is clean."""
 
-_DONE = {
-    "healed": "nothing to do; the bad copy is kept: fsworker error list",
-    "mended": "nothing to do",
-    "replaced": "nothing to do; the replaced file is kept: fsworker error list",
-    "moved": "nothing to do; the file from the wrong place is kept: fsworker error list",
-    "waits": "nothing now; a later verification sees to it",
+_NOTHING = "nothing"
+_LATER = "nothing now; a later verification sees to it"
+_DONE: dict[str, tuple[str, str]] = {
+    "reported": ("nothing", ""),
+    "healed": ("a good copy took its place; what was there is kept as {kept}", _NOTHING),
+    "quarantined": ("moved to {kept}", _NOTHING),
+    "mended": ("set right", _NOTHING),
+    "replaced": ("a copy of our own took its place; what was there is kept as {kept}", _NOTHING),
+    "moved": ("stored where it belongs; what was there is kept as {kept}", _NOTHING),
+    "waits": ("nothing yet", _LATER),
+    "failed": ("nothing; it is where it was", ""),
 }
+"""For each action: what was done, and what is left to do; empty where the kind says that."""
 CONTENT_KINDS = frozenset({"rotten", "empty"})
 
 
@@ -121,13 +127,23 @@ class Finding:
         return KINDS[self.kind].meaning + (f" ({self.detail})" if self.detail else "")
 
     @property
+    def done(self) -> str:
+        """What was done, as a sentence without its subject."""
+        if self.action == "healed" and self.kept is None:
+            return "a good copy was stored"
+        return _DONE[self.action][0].format(kept=self.kept)
+
+    @property
     def advice(self) -> str:
         """What is left to do."""
         if self.action == "quarantined" and self.kind in CONTENT_KINDS:
             return _BRING_BACK
-        if self.action == "quarantined":
-            return "nothing to do; it is kept: fsworker error list"
-        return _DONE.get(self.action, KINDS[self.kind].advice)
+        return _DONE[self.action][1] or KINDS[self.kind].advice
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody has to do something, or a later verification."""
+        return not self.is_note and self.advice != _NOTHING
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``, task results and notes."""
@@ -135,7 +151,7 @@ class Finding:
         for name in ("hash", "found", "kept"):
             if (value := getattr(self, name)) is not None:
                 tree[name] = printable(value)
-        return tree | {"action": self.action, "advice": self.advice, "note": self.is_note}
+        return tree | {"action": self.action, "done": printable(self.done), "advice": self.advice, "note": self.is_note}
 
 
 def printable(path: str) -> str:

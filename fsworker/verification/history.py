@@ -213,13 +213,15 @@ class Coverage:
     """How far verification is, for people.
 
     ``directories``: how many of the 256 were verified at all; ``oldest_age_s``: since the least recently verified one was,
-    ``None`` where one never was; ``left_s``: until all that is due is verified; ``findings``: the last ones, as JSON.
+    ``None`` where one never was; ``left_s``: until all that is due is verified; ``findings``: the last ones, as JSON;
+    ``quarantined``: how many entries of ``Error/`` a verification, or an upload that healed a file, put there.
     """
 
     directories: int
     oldest_age_s: float | None
     left_s: float
     findings: list[dict[str, Any]] = field(default_factory=list)
+    quarantined: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -228,4 +230,5 @@ class Coverage:
             "oldest_age": self.oldest_age_s,
             "seconds_left": round(self.left_s),
             "findings": self.findings,
+            "quarantined": self.quarantined,
         }

@@ -58,19 +58,22 @@ def compare(
         for suspicion in listing.suspicions:
             _tell(judge, suspicion, found)
         pairs = sorted({*listing.names, *store.shards()})
-        touched: set[str] = set()
+        finished = 0
 
-        def look(pair: str, tally: Tally) -> None:
+        def look(_: str, tally: Tally) -> None:
             report.files, report.size_bytes = report.files + tally.files, report.size_bytes + tally.size_bytes
             for suspicion in tally.suspicions:
                 _tell(judge, suspicion, found)
-            if pair not in touched:
-                touched.add(pair)
-                for difference in _differences(store, judge, pair):
-                    found(difference)
-                on_progress(len(touched), len(pairs))
+            on_progress(finished, len(pairs))
 
-        scanners.scan(pairs, look)
+        def compare_names(pair: str) -> None:
+            nonlocal finished
+            for difference in _differences(store, judge, pair):
+                found(difference)
+            finished += 1
+            on_progress(finished, len(pairs))
+
+        scanners.scan(pairs, look, compare_names)
     report.took_s = monotonic() - begun_s
     return report
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from fsworker.config import Settings, format_duration
 from fsworker.errors import ConfigError, VerificationRunningError
-from fsworker.store import layout
+from fsworker.store import errordir, layout
 from fsworker.store.handle import SYNC_FAILED_MARK
 from fsworker.store.objects import ObjectStore
 from fsworker.store.tempdirs import LEFTOVER_AGE_S
@@ -256,7 +256,9 @@ class _Part:
             self._found(finding)
 
     def _found(self, finding: Finding) -> None:
-        log.error("verification: %s: %s: %s; to do: %s", finding.path, finding.message, finding.action, finding.advice)
+        log.error(
+            "verification: %s: %s; done: %s; to do: %s", finding.path, finding.message, finding.done, finding.advice
+        )
         self._report.findings.append(finding)
         self._history.note_findings([{**finding.as_json(), "time": self._now_s}])
 
@@ -294,7 +296,7 @@ def _index_from(names: Sequence[str], second: str) -> int:
 
 
 def coverage(store: ObjectStore, limits: Limits) -> Coverage:
-    """How far scheduled verification is, and what it found last. Changes nothing."""
+    """How far scheduled verification is, what was found last, and how much is in quarantine. Changes nothing."""
     now_s = clock_of(store)
     history: History = histories.load(store, now_s)
     times = [history.of(pair).at_s for pair in histories.PAIRS]
@@ -303,4 +305,5 @@ def coverage(store: ObjectStore, limits: Limits) -> Coverage:
         directories=sum(1 for at_s in times if at_s),
         left_s=histories.plan(history, now_s, limits).left_s,
         findings=history.findings,
+        quarantined=sum(entry.kind == errordir.QUARANTINED for entry in errordir.entries(store)),
     )

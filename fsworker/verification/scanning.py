@@ -31,6 +31,8 @@ _PR_SET_PDEATHSIG = 1
 
 Report = Callable[[str, Tally], None]
 """Is told the first-level directory, and what a part of it was."""
+Done = Callable[[str], None]
+"""Is told which first-level directory was looked at to its end."""
 
 
 def scan_pair(judge: Judge, pair: str, threads: int = _THREADS) -> Iterator[Tally]:
@@ -76,8 +78,8 @@ class Scanners:
         theirs.close()
         self._children[ours] = process
 
-    def scan(self, pairs: Sequence[str], report: Report) -> None:
-        """Look at first-level directories, in no order. ``report`` is called in this thread.
+    def scan(self, pairs: Sequence[str], report: Report, done: Done) -> None:
+        """Look at first-level directories, in no order. ``report`` and ``done`` are called in this thread.
 
         Raises what a look raised, and :class:`UnavailableError` when a process was killed.
         """
@@ -85,6 +87,7 @@ class Scanners:
             for pair in pairs:
                 for tally in scan_pair(self._judge, pair, self._threads):
                     report(pair, tally)
+                done(pair)
             return
         waiting = list(reversed(pairs))
         busy = dict.fromkeys(self._children, 0)
@@ -104,6 +107,7 @@ class Scanners:
                 if answer is None:
                     busy[ready] -= 1
                     _give(ready, waiting, busy)
+                    done(pair)
                 else:
                     report(pair, answer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -55,6 +55,7 @@ class Report:
     kinds: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     problems: int = 0
+    left_to_do: int = 0
     unreadable: int = 0
 
     def count(self, finding: Finding) -> None:
@@ -62,6 +63,7 @@ class Report:
         self.kinds[finding.kind] += 1
         self.actions[finding.action] += 1
         self.problems += not finding.is_note
+        self.left_to_do += finding.is_open
         self.unreadable += finding.kind in ("unreadable", "unreadable-directory")
 
     def as_json(self) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class Report:
             "bytes": self.size_bytes,
             "seconds": round(self.took_s, 3),
             "problems": self.problems,
+            "left_to_do": self.left_to_do,
             "kinds": dict(self.kinds),
             "actions": dict(self.actions),
         }
@@ -148,6 +151,7 @@ class _Whole:
         self._settler = Settler(Desk(store, judge_of(store), options.policy, mirror))
         self._seen: dict[str, Verified] = {}
         self._unsettled: set[str] = set()
+        self._last: deque[Finding] = deque(maxlen=histories.MAX_FINDINGS)
 
     def run(self, pairs: Sequence[str] | None) -> Report:
         begun_s = time.monotonic()
@@ -173,7 +177,7 @@ class _Whole:
         return self._report
 
     def _scan(self, scanners: Scanners, pairs: Sequence[str]) -> None:
-        touched: set[str] = set()
+        finished = 0
 
         def report(pair: str, tally: Tally) -> None:
             self._report.files += tally.files
@@ -183,11 +187,14 @@ class _Whole:
             self._seen[pair] = Verified(files=seen.files + tally.files, size_bytes=seen.size_bytes + tally.size_bytes)
             for suspicion in tally.suspicions:
                 self._settle(suspicion)
-            if pair not in touched:
-                touched.add(pair)
-                self._on_progress(len(touched), len(pairs))
+            self._on_progress(finished, len(pairs))
 
-        scanners.scan(pairs, report)
+        def done(_: str) -> None:
+            nonlocal finished
+            finished += 1
+            self._on_progress(finished, len(pairs))
+
+        scanners.scan(pairs, report, done)
 
     def _settle(self, suspicion: Suspicion) -> None:
         for finding in self._settler.settle(suspicion):
@@ -197,10 +204,11 @@ class _Whole:
         self._report.count(finding)
         if finding.action in ("reported", "waits", "failed"):
             self._unsettled.add(finding.path[len(layout.DATA) + 1 :][:2])
+        self._last.append(finding)
         self._tell(finding)
 
     def _remember(self, pairs: Sequence[str], now_s: float) -> None:
-        """Note what was verified; whoever may only read the store does without.
+        """Note what was verified, and found; whoever may only read the store does without.
 
         Where something is left to be done, scheduled verification is to come by in its turn.
         """
@@ -212,6 +220,7 @@ class _Whole:
                 history.verified[pair] = seen.model_copy(update={"at_s": now_s, "took_s": took_s})
                 if history.cursor is not None and history.cursor.pair == pair:
                     history.cursor = None
+            history.note_findings([{**finding.as_json(), "time": now_s} for finding in self._last])
             histories.save(self._store, history)
         except PermissionError:
             return
