@@ -1,11 +1,13 @@
 """How fast thumbnails are, against what else there is.
 
-    python benchmarks/thumbnails.py [--rounds 3] [--only TEXT]
+    python benchmarks/thumbnails.py [--rounds 3] [--only TEXT[,TEXT…]] [--out jpeg[,webp]]
 
 Each case is timed in processor time of one thread (a child's included), the contenders by turns in one run; read the
 ratios, not the milliseconds. *fsworker* is the whole path with everything on: child, limits, orientation, profile,
 stripping. *naive* is Pillow as most people write it: open, convert, ``thumbnail``, save, once for each size. *pipeline*
-is ours without the child. ``convert`` and pyvips are in the table where they are installed.
+is ours without the child, so the difference is what the child costs. ``convert`` and pyvips are in the table where
+they are installed: ``pip install --target /tmp/peers pyvips pyvips-binary``, and that directory in ``PYTHONPATH``.
+pyvips decodes for the largest size and makes each smaller one from the larger.
 """
 
 from __future__ import annotations
@@ -14,19 +16,19 @@ import argparse
 import io
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fsworker.specification import Format, Thumbnail
-from fsworker.thumbnails import Limits, make_thumbnails
+from fsworker.thumbnails import Limits, make_thumbnails, warm_up
 from fsworker.thumbnails.outcome import MemoryFile, Reporter
 from fsworker.thumbnails.render import render
 
@@ -57,23 +59,24 @@ def photograph(width: int, height: int) -> Image.Image:
     return image
 
 
-def cases(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Name and file of each picture."""
-    shapes = {"12 MP": (4000, 3000), "24 MP": (6000, 4000), "48 MP": (8000, 6000)}
-    for name, shape in shapes.items():
-        path = directory / f"{name}.jpg".replace(" ", "")
-        photograph(*shape).save(path, quality=85)
-        yield f"JPEG {name}", path
-    for name, options, shape in (
-        ("progressive.jpg", {"quality": 85, "progressive": True}, (4000, 3000)),
-        ("small.jpg", {"quality": 85}, (800, 600)),
-        ("4k.png", {"compress_level": 3}, (3840, 2160)),
-        ("12mp.webp", {"quality": 80, "method": 0}, (4000, 3000)),
-        ("12mp.avif", {"quality": 60, "speed": 10}, (4000, 3000)),
-    ):
-        path = directory / name
-        photograph(*shape).save(path, **options)
-        yield name, path
+CASES: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
+    "JPEG 12 MP": ("12mp.jpg", (4000, 3000), {"quality": 85}),
+    "JPEG 24 MP": ("24mp.jpg", (6000, 4000), {"quality": 85}),
+    "JPEG 48 MP": ("48mp.jpg", (8000, 6000), {"quality": 85}),
+    "progressive.jpg": ("progressive.jpg", (4000, 3000), {"quality": 85, "progressive": True}),
+    "small.jpg": ("small.jpg", (800, 600), {"quality": 85}),
+    "4k.png": ("4k.png", (3840, 2160), {"compress_level": 3}),
+    "12mp.webp": ("12mp.webp", (4000, 3000), {"quality": 80, "method": 0}),
+    "12mp.avif": ("12mp.avif", (4000, 3000), {"quality": 60, "speed": 10}),
+}
+
+
+def cases(directory: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Name and file of each picture whose name contains one of ``only``."""
+    for name, (file, shape, options) in CASES.items():
+        if any(text.lower() in name.lower() for text in only):
+            photograph(*shape).save(directory / file, **options)
+            yield name, directory / file
 
 
 def processor_s() -> float:
@@ -110,10 +113,24 @@ def naive(path: Path, sizes: tuple[int, ...], output: Format) -> None:
             image.save(io.BytesIO(), output, quality=80)
 
 
+def find_convert() -> str | None:
+    """ImageMagick's own program: some other of this name, or a script around it, may come first in the path."""
+    for directory in os.get_exec_path():
+        program = Path(directory) / "convert"
+        if os.access(program, os.X_OK) and program.read_bytes()[:4] == b"\x7fELF":
+            told = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stdout
+            if "ImageMagick" in told:
+                return str(program)
+    return None
+
+
+CONVERT = find_convert()
+
+
 def convert(path: Path, sizes: tuple[int, ...], output: Format) -> None:
     for size in sizes:
         subprocess.run(
-            ["convert", path, "-resize", f"{size}x{size}", "-quality", "80", f"{output}:/dev/null"],
+            [str(CONVERT), path, "-resize", f"{size}x{size}", "-quality", "80", f"{output}:/dev/null"],
             check=True,
             env={**os.environ, "MAGICK_THREAD_LIMIT": "1"},
         )
@@ -138,10 +155,7 @@ def contenders() -> dict[str, Callable[[Path, tuple[int, ...], Format], None]]:
         "pipeline": pipeline,
         "naive": naive,
     }
-    if (
-        shutil.which("convert")
-        and "ImageMagick" in subprocess.run(["convert", "-version"], capture_output=True, text=True, check=False).stdout
-    ):
+    if CONVERT is not None:
         found["convert"] = convert
     if pyvips is not None:
         os.environ["VIPS_CONCURRENCY"] = "1"
@@ -168,6 +182,8 @@ def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> 
 def measure_here(name: str, path: str, sizes: str, output: str) -> float:
     """The least of a few runs of one contender in this process."""
     contender, best = contenders()[name], 1e9
+    if name in ("fsworker", "pipeline"):
+        warm_up()  # as a worker does before its first picture
     for _ in range(4):
         before = processor_s()
         contender(Path(path), tuple(map(int, sizes.split(","))), output)  # type: ignore[arg-type]
@@ -193,24 +209,27 @@ def peak_memory_mb(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="only pictures whose name contains this")
+    parser.add_argument("--only", default="", help="only pictures whose name contains one of these, comma-separated")
+    parser.add_argument("--out", default="jpeg,webp", help="output formats, comma-separated")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(measure_here(*options.measure))
         return
     names = list(contenders())
-    print("ms of processor time (times faster than naive)")
-    print(f"{'picture':16} {'sizes':10} {'out':5}" + "".join(f"{name:>18}" for name in names) + f"{'memory':>10}")
+    print("ms of processor time (times faster than naive); then fsworker against the others, and the child's cost")
+    against = [name for name in ("convert", "pyvips") if name in names]
+    head = "".join(f"{name:>18}" for name in names) + "".join(f"{f'of {name}':>12}" for name in against)
+    print(f"{'picture':16} {'sizes':10} {'out':5}{head}{'child ms':>10}{'memory':>10}")
     with tempfile.TemporaryDirectory() as directory:
-        for picture, path in cases(Path(directory)):
-            if options.only.lower() not in picture.lower():
-                continue
+        for picture, path in cases(Path(directory), options.only.split(",")):
             memory = f"{peak_memory_mb(path):.0f} MiB"
             for label, sizes in SIZES.items():
-                for output in ("jpeg", "webp"):
+                for output in options.out.split(","):
                     best = measure(path, sizes, output, options.rounds)
-                    row = "".join(f"{best[name]:10.1f} ({best['naive'] / best[name]:4.2f})" for name in names)
+                    row = "".join(f"{best[name]:10.1f} ({best['naive'] / best[name]:5.2f})" for name in names)
+                    row += "".join(f"{best[name] / best['fsworker']:11.2f}x" for name in against)
+                    row += f"{best['fsworker'] - best['pipeline']:10.1f}"
                     print(f"{picture:16} {label:10} {output:5}{row}{memory:>10}", flush=True)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageMath, ImageOps, ImageStat
 
 from fsworker.specification import Thumbnail
@@ -29,6 +28,8 @@ def corpus(name: str = "") -> Path:
     """A file of the shared corpus. Where there is none the test is skipped, but under ``CI=true`` it fails."""
     path = CORPUS / name
     if not path.exists():
+        import pytest  # not by the fuzz run, whose processes fork for each picture: the less is in them, the better
+
         reason = f"the shared corpus is not here (looked for {name or 'it'} beside the repository)"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)

@@ -12,6 +12,7 @@ from fsworker.thumbnails.files import normalize_file, resize_file
 from fsworker.thumbnails.limits import Limits
 from fsworker.thumbnails.make import ENGINE_VERSION, make_thumbnails
 from fsworker.thumbnails.outcome import Made, Picture, PictureOutcome
+from fsworker.thumbnails.render import warm_up
 
 __all__ = [
     "ENGINE_VERSION",
@@ -22,4 +23,5 @@ __all__ = [
     "make_thumbnails",
     "normalize_file",
     "resize_file",
+    "warm_up",
 ]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.heap import use_large_pages
-from fsworker.thumbnails.limits import Limits, address_space_bytes, confine
+from fsworker.thumbnails.limits import BlockedSignals, Limits, address_space_bytes, confine
 from fsworker.thumbnails.outcome import MemoryFile, Report, Reporter, read_report
 
 Engine = Callable[[int, Mapping[str, Thumbnail], Limits, Reporter], None]
@@ -56,11 +56,11 @@ def _run(
 ) -> tuple[int | None, bool]:
     parent, space_bytes = os.getpid(), address_space_bytes()
     # No handler of the worker may run, and raise, in the child before it has put them all aside.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signals = BlockedSignals()
     try:
         child = os.fork()
     except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signals.restore()
         raise
     if child == 0:
         keep = frozenset((fd, report_fd, output_fd))
@@ -74,7 +74,7 @@ def _run(
         )
     finished = False
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signals.restore()
         finished = _wait(child, limits.wall_s)
     finally:  # also when a time limit of the worker is raised into the waiting
         if not finished:

@@ -14,6 +14,8 @@ _MADV_HUGEPAGE = 14  # madvise(2)
 _LARGEST_THRESHOLD_BYTES = 32 * 2**20  # glibc refuses a higher one
 _STRETCH_BYTES = 30 * 2**20
 _PAGE_BYTES = 4096
+_LARGE_PAGE_BYTES = 2**21
+_CHUNK_HEAD_BYTES = 64  # what malloc needs beside, generously
 
 _libc = ctypes.CDLL(None)
 _CAN = all(hasattr(_libc, name) for name in ("mallopt", "malloc", "free", "madvise"))
@@ -31,6 +33,11 @@ def use_large_pages() -> None:
     _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
     _libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
     stretch = _libc.malloc(_STRETCH_BYTES)
-    if stretch:
-        _libc.madvise(-(-stretch // _PAGE_BYTES) * _PAGE_BYTES, _STRETCH_BYTES - 2 * _PAGE_BYTES, _MADV_HUGEPAGE)
-        _libc.free(stretch)
+    if not stretch:
+        return
+    _libc.madvise(-(-stretch // _PAGE_BYTES) * _PAGE_BYTES, _STRETCH_BYTES - 2 * _PAGE_BYTES, _MADV_HUGEPAGE)
+    _libc.free(stretch)
+    # What lies before the first large page would come in small ones, so it is taken, for good, and not touched.
+    before = -stretch % _LARGE_PAGE_BYTES
+    if before > _CHUNK_HEAD_BYTES:
+        _libc.malloc(before - _CHUNK_HEAD_BYTES)

@@ -15,6 +15,7 @@ _START_OF_FRAME = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _START_OF_SCAN, _END_OF_IMAGE, _TEMPORARY = 0xDA, 0xD9, 0x01
 _CHUNK_BYTES = 2**16
+_HEADER_BYTES = 2**12  # between the segments of a header no more than this is read at first: most often nothing lies there
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,12 @@ def count_scans(stream: BinaryIO, limit: int) -> Scans:
 def _next_marker(stream: BinaryIO) -> int | None:
     """Skip to the next marker and past it, over coded data or whatever else lies before it."""
     position, tail = stream.tell(), b""
-    while chunk := stream.read(_CHUNK_BYTES):
+    chunk_bytes = _HEADER_BYTES
+    while chunk := stream.read(chunk_bytes):
         if match := _MARKER.search(tail + chunk):
             stream.seek(position - len(tail) + match.end())
             return match[1][0]
-        position += len(chunk)
+        position, chunk_bytes = position + len(chunk), _CHUNK_BYTES
         tail = b"\xff" if chunk.endswith(b"\xff") else b""
     return None
 

@@ -24,6 +24,17 @@ _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 
+_SIGSET_BYTES = 128
+_ALL_SIGNALS, _NO_SIGNALS = b"\xff" * _SIGSET_BYTES, b"\0" * _SIGSET_BYTES
+_SIGINT = int(signal.SIGINT)
+_HANDLED_SIGNALS = tuple(
+    int(number)
+    for number in (
+        *(signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1),
+        *(signal.SIGUSR2, signal.SIGXCPU, signal.SIGPROF, signal.SIGVTALRM),
+    )
+)
+
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded in the parent: the child must not load anything
 
 
@@ -76,15 +87,29 @@ def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int)
     _lower(resource.RLIMIT_NOFILE, 0, 0)
 
 
+class BlockedSignals:
+    """The calling thread's signals, all blocked from here until :meth:`restore`.
+
+    By the C library itself, as all that is done here with signals: Python's functions make an enumeration's member of
+    each signal of each mask, which took longer than the fork.
+    """
+
+    def __init__(self) -> None:
+        self._before = ctypes.create_string_buffer(_SIGSET_BYTES)
+        _libc.pthread_sigmask(signal.SIG_SETMASK, _ALL_SIGNALS, self._before)
+
+    def restore(self) -> None:
+        """Unblock what was not blocked before; what has come meanwhile arrives now."""
+        _libc.pthread_sigmask(signal.SIG_SETMASK, self._before, None)
+
+
 def _default_signals() -> None:
     """A worker's handlers must not run here, and Ctrl-C at the worker's terminal is its to handle."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGPROF, signal.SIGVTALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in _HANDLED_SIGNALS:
+        _libc.signal(number, None)  # SIG_DFL
+    _libc.signal(_SIGINT, ctypes.c_void_p(1))  # SIG_IGN
+    _libc.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS, None)
 
 
 def _volunteer_for_the_oom_killer() -> None:

@@ -165,7 +165,7 @@ class Report:
 def read_report(report: MemoryFile, output: MemoryFile, asked: frozenset[str]) -> Report:
     """Read what a process has reported. Never raises for what is in it; a broken line ends the reading."""
     result = Report()
-    for line in report.read(_MAX_REPORT_BYTES, 0).splitlines():
+    for line in report.read(min(_MAX_REPORT_BYTES, report.size_bytes), 0).splitlines():
         try:
             _take(dict(json.loads(line)), result, output, asked)
         except (ValueError, TypeError, KeyError, RecursionError):
