@@ -166,7 +166,9 @@ def main() -> int:
 def tell(total: Tally, took_s: float) -> None:
     """The summary, for people."""
     print(f"{total.pictures} pictures in {took_s:.0f} s ({total.pictures / took_s:.0f} a second)")
-    print(f"{total.made} thumbnails made, {total.refused} refused by name, {len(total.broken)} pictures broke a promise")
+    print(
+        f"{total.made} thumbnails made, {total.refused} refused by name, {len(total.broken)} pictures broke a promise"
+    )
     print(f"{total.deaths} worker deaths, {total.hangs} hangs, {total.left_open} descriptors left open")
     print(f"slowest {total.slowest_s:.2f} s (limit {LIMITS.wall_s:.0f} s by the clock)")
     print(

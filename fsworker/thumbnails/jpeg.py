@@ -15,7 +15,9 @@ _START_OF_FRAME = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _START_OF_SCAN, _END_OF_IMAGE, _TEMPORARY = 0xDA, 0xD9, 0x01
 _CHUNK_BYTES = 2**16
-_HEADER_BYTES = 2**12  # between the segments of a header no more than this is read at first: most often nothing lies there
+_HEADER_BYTES = (
+    2**12
+)  # between the segments of a header no more than this is read at first: most often nothing lies there
 
 
 @dataclass(frozen=True, slots=True)
