@@ -19,6 +19,7 @@ from fsworker.broker.kv import KV
 from fsworker.broker.resultmeta import RESULT_PREFIX
 from fsworker.errors import StoreUnavailableError, UploadRejectedError
 from fsworker.model import BatchRequest
+from fsworker.store import hold
 from fsworker.store.locks import job_lock
 from fsworker.store.objects import ObjectStore
 
@@ -180,6 +181,25 @@ def test_a_hostile_request_file_fails_its_own_job_only(text: str, world: World) 
     assert outcome.error is not None
     assert outcome.error.type == "UploadRejectedError"
     assert world.spool() == [f".{job_id}.done"]
+
+
+def test_the_sweep_clears_what_dead_processes_left_in_the_store_but_not_under_a_hold(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {"Temp/20260101000000-00000000-00000001/upload.jpg": "Error", "Temp/.0123": None, "Lock/.0123.new": None}
+    for name in left:
+        (world.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (world.root / name).write_text("left")
+    assert world.sweep().leftovers == 0  # it may be somebody's of this moment
+    now_s = world.object_store.probe_clock
+    monkeypatch.setattr(world.object_store, "probe_clock", lambda: now_s() + 2 * 24 * 3600)
+    hold.set_hold(world.object_store, 3600)
+    assert world.sweep().leftovers == 0
+    assert hold.release(world.object_store)
+    assert world.sweep().leftovers == 3
+    assert sorted(os.listdir(world.root / "Temp")) == []
+    assert (world.root / "Error/20260101000000-00000000-00000001/upload.jpg").read_text() == "left"
+    assert not (world.root / "Lock/.0123.new").exists()
 
 
 def test_attempts_of_the_future_do_not_stop_the_sweep(world: World) -> None:

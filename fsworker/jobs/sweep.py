@@ -23,7 +23,7 @@ from fsworker.broker.kv import KV
 from fsworker.broker.names import TASK_PREFIX, Names
 from fsworker.broker.sending import Send
 from fsworker.config import Settings
-from fsworker.errors import ConfigError, RedisUnavailableError, UploadRejectedError
+from fsworker.errors import ConfigError, RedisUnavailableError, UnavailableError, UploadRejectedError
 from fsworker.jobs.attempts import MAX_DELAY_S
 from fsworker.model import REQUESTS
 from fsworker.spool.directory import (
@@ -35,9 +35,10 @@ from fsworker.spool.directory import (
     request_name,
     taken_name,
 )
-from fsworker.store import errordir, layout
+from fsworker.store import errordir, hold, layout
 from fsworker.store.locks import job_in_flight
 from fsworker.store.objects import ObjectStore
+from fsworker.store.tempdirs import sweep_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,17 @@ _MAX_BACKLOG = 1000
 
 @dataclass
 class SweepReport:
-    """What one sweep did. ``failed`` are names in a spool (or in ``Error/``) at which it failed; the log says why."""
+    """What one sweep did. ``failed`` are names in a spool (or in ``Error/``) at which it failed; the log says why.
+
+    ``leftovers`` are what dead processes left in the store itself, see :func:`fsworker.store.tempdirs.sweep_leftovers`.
+    """
 
     rung: int = 0
     waiting: int = 0
     in_flight: int = 0
     abandoned: int = 0
     expired: int = 0
+    leftovers: int = 0
     failed: int = 0
 
     def as_json(self) -> dict[str, int]:
@@ -72,7 +77,7 @@ class SweepReport:
 
 
 def sweep(store: ObjectStore, kv: KV, send: Send, settings: Settings, *, at_once: bool = False) -> SweepReport:
-    """Sweep the spool of every registered application, and ``Error/``.
+    """Sweep the spool of every registered application, ``Error/``, and what dead processes left in the store.
 
     ``at_once`` rings for every request that is not in flight, whatever its age: right after a start, when no message
     can be on its way. What an application has in its spool never stops the sweep of another's. Raises
@@ -87,7 +92,20 @@ def sweep(store: ObjectStore, kv: KV, send: Send, settings: Settings, *, at_once
         except (ConfigError, OSError) as error:
             log.error("sweep of application %s: %s", app, error)  # noqa: TRY400 - the message says it all
     _expire_rejected(store, now_s, settings.error_retention, report)
+    _clear_leftovers(store, report)
     return report
+
+
+def _clear_leftovers(store: ObjectStore, report: SweepReport) -> None:
+    """Clear ``Temp/`` and unfinished small files, unless a hold is in force: a backup may be reading them."""
+    try:
+        if hold.current(store) is None:
+            swept = sweep_leftovers(store)
+            report.leftovers = len(swept)
+            if swept:
+                log.info("sweep: %d leftovers of dead processes cleared, the first: %s", len(swept), ascii(swept[0]))
+    except (OSError, UnavailableError) as error:  # a full disk: the spool has been swept, and that is what matters
+        log.warning("sweep: what dead processes left in the store stays for now: %s", error)
 
 
 def _now_s(store: ObjectStore) -> float:
