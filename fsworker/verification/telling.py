@@ -9,10 +9,10 @@ that was lost tells everything again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from fsworker.broker.names import Names
+from fsworker.broker.sending import Send
 from fsworker.keepsets.form import BrokenKeepSetError
 from fsworker.keepsets.reader import Found, KeepReader
 from fsworker.model import Hash, is_hash
@@ -26,8 +26,6 @@ from fsworker.verification import history as histories
 ON_QUARANTINE = "on_quarantine"
 _OVERLAP_S = 60.0
 """Entries are made by several processes, and their stamps are not quite in the order of their making."""
-
-Send = Callable[[str, Mapping[str, Any], str, str], None]
 
 
 def tell(store: ObjectStore, reader: KeepReader, names: Names, send: Send) -> int:
