@@ -2,11 +2,13 @@
 
 ::
 
-    python benchmarks/verify.py [--small 50000] [--large 8] [--large-bytes 268435456] [--rounds 3] [--directory DIR] [--json]
+    python benchmarks/verify.py [--small 32000] [--large 8] [--rounds 5] [--part PART]… [--directory DIR]
 
 The floor are two bare processes that open each file of a list made before and call ``hashlib.file_digest``: no directory is
 listed, nothing is checked, nothing is spared. ``sha1sum`` runs as ``xargs -P2``. Every figure is the best of the rounds,
-taken in turns, because machines are noisy: read the ratios, which are the medians of those within each round. "Warm" is from the
+taken in turns, because machines are noisy: read the ratios, which are the medians of those within each round. The small
+files lie in an eighth of the directories, as close together as in a store of eight times as many; a directory is listed once,
+however many files it has. "Warm" is from the
 page cache, "cold" after it was dropped for these files. Memory is the peak of one verifying process, of all it maps.
 """
 
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from fsworker.verification.whole import Options, verify_all
 
 MIB = 1 << 20
 SMALL_BYTES = 4096
+SMALL_PAIRS = 32
 PACE_BYTES_S = 20e6
 
 Contestant = Callable[[Path, list[str]], None]
@@ -84,12 +87,29 @@ CONTESTANTS: dict[str, Contestant] = {
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def make_store(directory: Path, count: int, size: int) -> list[str]:
-    """A store of random files, made by hand: shards as a store of a million files has them would cost minutes here."""
+def contents(size: int, pairs: int) -> Iterator[bytes]:
+    """Random pieces; where a file is one piece, only those that come to lie in the first ``pairs`` of 256 directories."""
+    number = 0
+    while True:
+        data = os.urandom(min(size, MIB) - 8)
+        begun = hashlib.sha1(data)
+        while True:
+            number += 1
+            last = number.to_bytes(8, "big")
+            whole = begun.copy()
+            whole.update(last)
+            if size > MIB or whole.digest()[0] < pairs:
+                yield data + last
+                break
+
+
+def make_store(directory: Path, count: int, size: int, pairs: int = 256) -> list[str]:
+    """A store of random files, made by hand."""
     create_store(directory / "store", apps=["benchmark"])
     files = []
-    for number in range(count):
-        data = os.urandom(min(size, MIB)) + number.to_bytes(8, "big")
+    pieces = contents(size, pairs)
+    for _ in range(count):
+        data = next(pieces)
         digest = hashlib.sha1()
         temporary = directory / "temporary"
         with temporary.open("wb") as target:
@@ -173,23 +193,46 @@ def alone(directory: Path, rate_bytes_s: float = 0) -> tuple[int, int, float]:
     return int(peak), int(size), float(took)
 
 
-def measure(base: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure_files(
+    base: Path, title: str, count: int, size: int, unit: float, rounds: int, pairs: int = 256
+) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for title, count, size, unit in (
-        ("small files, files/s", options.small, SMALL_BYTES, 1.0),
-        ("large files, MB/s", options.large, options.large_bytes, options.large_bytes / 1e6),
-    ):
-        directory = base / title.split()[0]
-        directory.mkdir()
-        files = make_store(directory, count, size)
-        for state, before in (("cold", drop), ("warm", warm)):
-            result[f"{title}, {state}"] = summed_up(race(directory, files, options.rounds, before), count * unit)
-        result[f"peak memory, {title.split()[0]}, MiB"] = round(alone(directory)[0] / MIB, 1)
+    kind = title.split()[0]
+    directory = base / kind
+    directory.mkdir()
+    files = make_store(directory, count, size, pairs)
+    for state, before in (("cold", drop), ("warm", warm)):
+        result[f"{title}, {state}"] = summed_up(race(directory, files, rounds, before), count * unit)
+    result[f"peak memory, {kind}, MiB"] = round(alone(directory)[0] / MIB, 1)
+    return result
+
+
+def measure_pace(base: Path) -> dict[str, Any]:
     pace = base / "pace"
     pace.mkdir()
     make_store(pace, 40, 4 * MIB)
     _, size, took_s = alone(pace, PACE_BYTES_S)
-    result["pace of 20 MB/s, MB/s"] = round(size / took_s / 1e6, 2)
+    return {"pace of 20 MB/s, MB/s": round(size / took_s / 1e6, 2)}
+
+
+def measure(base: Path, options: argparse.Namespace) -> dict[str, Any]:
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "small": lambda: measure_files(
+            base, "small files, files/s", options.small, SMALL_BYTES, 1.0, options.rounds, SMALL_PAIRS
+        ),
+        "large": lambda: measure_files(
+            base,
+            "large files, MB/s",
+            options.large,
+            options.large_bytes,
+            options.large_bytes / 1e6,
+            options.rounds,
+        ),
+        "pace": lambda: measure_pace(base),
+    }
+    result: dict[str, Any] = {}
+    for name in options.part or parts:
+        result |= parts[name]()
     return result
 
 
@@ -208,10 +251,13 @@ def describe(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", type=int, default=50_000)
+    parser.add_argument("--small", type=int, default=32_000)
     parser.add_argument("--large", type=int, default=8)
     parser.add_argument("--large-bytes", type=int, default=256 * MIB)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--part", action="append", choices=["small", "large", "pace"], help="only this; may be repeated"
+    )
     parser.add_argument("--directory", help="where to work (default: the system's temporary directory)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
