@@ -44,6 +44,12 @@ class TestResize:
             with Image.open(target) as made:
                 assert "{}x{}".format(*made.size) == "{}x{}".format(*size) == expected, (width, height, geometry)
 
+    @pytest.mark.parametrize("name", ["out.bmp", "out.TIFF", "out.heic"])
+    def test_refuses_to_write_one_format_under_the_name_of_another(self, source: Path, name: str) -> None:
+        with pytest.raises(ImageError, match=r"is not written; name the target .*\.jpg"):
+            resize_file(source, source.with_name(name), "10x10")
+        assert entries(source.parent) == [source.name]
+
     @pytest.mark.parametrize("geometry", ["0x100", "100x0", "", "100x100+1+1", "abc"])
     def test_refuses_a_geometry_that_makes_no_sense(self, source: Path, geometry: str) -> None:
         with pytest.raises(ImageError):

@@ -26,6 +26,10 @@ _BY_EXTENSION: dict[str, Format] = {
     ".avif": "avif",
 }
 _BY_SOURCE: dict[str, Format] = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "AVIF": "avif"}
+_NOT_WRITTEN = frozenset(
+    {".bmp", ".eps", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".pdf", ".ppm", ".psd", ".svg", ".tga", ".tif", ".tiff"}
+)
+"""Extensions of formats that ImageMagick writes and we do not: other bytes under such a name would deceive."""
 _NAME: Literal["thumbnail"] = "thumbnail"
 
 
@@ -34,9 +38,9 @@ def resize_file(
 ) -> tuple[int, int]:
     """Resize as ``convert -resize`` does: it enlarges, unless the geometry says ``>``. Returns width and height.
 
-    The format follows the target's extension, or is the source's for one that is unknown. The target appears whole,
-    in place of what was there, or not at all. Raises :class:`ImageError` for a geometry or a picture that is no good,
-    ``OSError`` for files that cannot be read or written.
+    The format follows the target's extension, or is the source's for one that is no format's. The target appears whole,
+    in place of what was there, or not at all. Raises :class:`ImageError` for a geometry or a picture that is no good, and
+    for a format that is not written; ``OSError`` for files that cannot be read or written.
     """
     upscale = not Geometry.parse(geometry).only_shrink
     return _convert(source_path, target_path, limits, geometry, upscale=upscale, crop=False)
@@ -59,7 +63,10 @@ def _convert(
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ImageError(f"{os.fspath(source_path)!r} is no regular file, so no picture")
-        image_format = _BY_EXTENSION.get(Path(target_path).suffix.lower())
+        extension = Path(target_path).suffix.lower()
+        if extension in _NOT_WRITTEN:
+            raise ImageError(f"{extension} is not written; name the target {', '.join(sorted(_BY_EXTENSION))}")
+        image_format = _BY_EXTENSION.get(extension)
         if image_format is None:
             image_format = _BY_SOURCE.get(sniff(os.pread(descriptor, SIGNATURE_BYTES, 0)) or "")
         animated = image_format in ("gif", "webp")
