@@ -19,6 +19,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,13 @@ def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> 
 
 
 def measure_here(name: str, path: str, sizes: str, output: str) -> float:
-    """The least of a few runs of one contender in this process."""
+    """The least of some runs of one contender in this process: at least three, and two seconds of them."""
     contender, best = contenders()[name], 1e9
     if name in ("fsworker", "pipeline"):
         warm_up()  # as a worker does before its first picture
-    for _ in range(4):
+    runs, ends_s = 0, time.monotonic() + 2
+    while runs < 3 or time.monotonic() < ends_s:
+        runs += 1
         before = processor_s()
         contender(Path(path), tuple(map(int, sizes.split(","))), output)  # type: ignore[arg-type]
         best = min(best, 1000 * (processor_s() - before))
