@@ -1,6 +1,6 @@
 """One forked, limited process for one picture.
 
-Why ``fork`` and not a fresh interpreter: the decoders are loaded already, so it costs a millisecond or two in place of
+Why ``fork`` and not a fresh interpreter: the decoders are loaded already, so it costs a few milliseconds in place of
 ninety. Why ``os.fork`` and not multiprocessing: the pool processes of Celery are daemonic, which multiprocessing
 forbids to have children.
 
