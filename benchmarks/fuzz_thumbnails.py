@@ -40,6 +40,8 @@ WISHES = {
     "c": {"geometry": "20x30", "crop": True, "format": "png"},
 }
 PART = 50
+PROGRESS = 5000
+"""How often the number of pictures is told."""
 
 
 @dataclass
@@ -136,7 +138,10 @@ def run(count: int, seed: int, seconds: float, processes: int) -> Tally:
                     return total
                 ended = next(as_completed(waiting))
                 waiting.remove(ended)
+                before = total.pictures
                 total.add(ended.result())
+                if total.pictures // PROGRESS > before // PROGRESS:
+                    print(f"{total.pictures:,} of {count:,}", file=sys.stderr, flush=True)
         except BrokenProcessPool:
             total.deaths += 1
             return total
