@@ -22,9 +22,10 @@ ALLOWED_IN_CI = ("CI-may-skip:",)
 
 
 def pytest_configure() -> None:
-    """Ctrl-C reaches the programs that tests start: a shell that runs the tests in the background has it ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C and a hang-up reach the programs that tests start: who runs the tests in the background has them ignored."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -128,7 +128,8 @@ class SpoolDirectory:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
+        # When the interpreter ends, modules may be gone before their objects; the kernel closes the descriptor then.
+        if os is not None and getattr(self, "fd", -1) >= 0:
             self.close()
 
     def is_in_place(self) -> bool:

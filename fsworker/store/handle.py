@@ -85,7 +85,8 @@ class StoreHandle:
             self.fd = -1
 
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
+        # When the interpreter ends, modules may be gone before their objects; the kernel closes the descriptor then.
+        if os is not None and getattr(self, "fd", -1) >= 0:
             self.close()
 
     def __enter__(self) -> Self:
