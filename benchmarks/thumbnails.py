@@ -6,7 +6,7 @@ Each case is timed in processor time of one thread (a child's included), the con
 ratios, not the milliseconds. *fsworker* is the whole path with everything on: child, limits, orientation, profile,
 stripping. *naive* is Pillow as most people write it: open, convert, ``thumbnail``, save, once for each size. *pipeline*
 is ours without the child, so the difference is what the child costs. ``convert`` and pyvips are in the table where
-they are installed: ``pip install --target /tmp/peers pyvips pyvips-binary``, and that directory in ``PYTHONPATH``.
+they are installed: ``pip install --target DIRECTORY pyvips pyvips-binary``, and that directory in ``PYTHONPATH``.
 pyvips decodes for the largest size and makes each smaller one from the larger.
 """
 
