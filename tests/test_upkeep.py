@@ -15,14 +15,17 @@ from processes import eventually
 from stacks import running_stack
 from virtual_time import virtual_clock
 
-from fsworker.broker.kv import KV
+from fsworker.broker.judge import Accepted, QueueRules, judge
+from fsworker.broker.kv import KV, connect
 from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
+from fsworker.broker.sending import Sender
 from fsworker.celery import make_app
 from fsworker.client import Client
 from fsworker.collection.upkeep import Upkeep, read_last
 from fsworker.contrib.celery import EVERY_S, add_publish_keep_set
-from fsworker.errors import KeepSetError, UploadRejectedError
+from fsworker.errors import KeepSetError, RedisUnavailableError, UploadRejectedError
 from fsworker.jobs.tasks import MAINTENANCE_VALIDATORS
+from fsworker.store.hold import release, set_hold
 
 Sent = list[tuple[str, dict[str, Any]]]
 
@@ -49,7 +52,8 @@ def run_all(keeper: Upkeep, sent: Sent) -> int:
     while sent:
         parts += 1
         task, kwargs = sent.pop(0)
-        {COLLECT_PART: keeper.collect, PURGE_PART: keeper.purge}[task](**kwargs)
+        does = {COLLECT: keeper.collect, COLLECT_PART: keeper.collect, PURGE: keeper.purge, PURGE_PART: keeper.purge}
+        does[task](**kwargs)
     return parts
 
 
@@ -114,6 +118,56 @@ def test_two_beats_at_once_do_no_harm(w: World) -> None:
     assert "collect" not in read_last(w.store)
 
 
+@pytest.mark.parametrize("what", ["collect", "purge"])
+def test_what_found_another_at_work_comes_to_its_turn_by_the_sweep(w: World, what: str) -> None:
+    """Beat starts both at the same moment: the one that is refused must not wait for the next day, when it is refused again."""
+    w.put("garbage")
+    w.clock.advance(3 * DAY)
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent)
+    with w.collector().alone():
+        assert getattr(keeper, what)()["refused"][0]["reason"] == "running"
+        keeper.watch()
+        run_all(keeper, sent)
+    upkeep(w, sent).watch()
+    assert run_all(keeper, sent) == 1
+    assert read_last(w.store)[what]["time"]
+    keeper.watch()
+    assert not sent, "once is enough"
+
+
+def test_what_a_hold_refused_is_done_after_it(w: World) -> None:
+    w.put("garbage")
+    w.clock.advance(3 * DAY)
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent)
+    set_hold(w.store, 3600)
+    assert keeper.collect()["refused"][0]["reason"] == "hold"
+    keeper.watch()
+    assert not sent, "not while the hold is in force"
+    release(w.store)
+    keeper.watch()
+    assert run_all(keeper, sent) == 1
+    assert len(w.trashed()) == 1
+
+
+def test_what_is_postponed_outlives_a_redis_that_is_away(w: World) -> None:
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent)
+    with w.collector().alone():
+        keeper.purge()
+
+    def away(task: str, kwargs: Mapping[str, Any], queue: str, task_id: str) -> None:
+        raise RedisUnavailableError("Redis does not answer")
+
+    Upkeep(w.store, w.kv, away, w.settings).watch()
+    keeper.watch()
+    assert [task for task, _ in sent] == [PURGE]
+
+
 def test_a_keep_set_is_warned_of_before_it_is_refused(w: World, caplog: pytest.LogCaptureFixture) -> None:
     w.publish_all()
     keeper = upkeep(w, [])
@@ -145,6 +199,32 @@ def test_a_keep_set_is_warned_of_before_it_is_refused(w: World, caplog: pytest.L
 def test_no_message_can_override_anything(task: str, kwargs: dict[str, Any]) -> None:
     with pytest.raises(UploadRejectedError):
         MAINTENANCE_VALIDATORS[task](kwargs)
+
+
+@pytest.mark.parametrize(
+    ("task", "kwargs"),
+    [
+        (COLLECT, {}),
+        (COLLECT_PART, {"run": "20260101000000-00000000-00000000"}),
+        (PURGE, {}),
+        (PURGE_PART, {"shard": 7}),
+    ],
+)
+def test_what_the_maintenance_worker_sends_itself_is_admitted(w: World, task: str, kwargs: dict[str, Any]) -> None:
+    """Celery gives a message the time limits of a task that is registered where it is sent; the judge refuses such."""
+    settings = w.settings.model_copy(update={"role": "maintenance"})
+    app = make_app(settings)
+    app.finalize()
+    assert task in app.tasks
+    queue = w.names.maintenance_queue
+    sender = Sender(app, settings.redis_url or "")
+    sender(task, kwargs, queue, "fsworker.test-1")
+    sender.close()
+    with connect(settings.redis_url or "") as redis:
+        raw = redis.lpop(queue)
+    assert isinstance(raw, bytes)
+    verdict = judge(raw, QueueRules(queue, MAINTENANCE_VALIDATORS, None))
+    assert isinstance(verdict, Accepted), verdict
 
 
 def test_beat_collects_and_purges_unless_it_is_off(w: World) -> None:

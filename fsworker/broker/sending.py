@@ -72,6 +72,9 @@ class Sender:
                     queue=queue_named(queue),
                     task_id=task_id,
                     ignore_result=True,
+                    # Celery would send the limits of a task that is registered here, too; these are the worker's own.
+                    time_limit=None,
+                    soft_time_limit=None,
                     connection=connection,
                 )
         except (OperationalError, OSError) as error:

@@ -3,6 +3,9 @@
 A part is short against the visibility timeout, so that no copy of it is delivered while it works; should one be, it finds
 the lock taken and ends. A message that is lost ends the run; beat's next one takes it up. What the last ones did is noted
 in the store (``Lock/last.json``) for ``fsworker stats``.
+
+One that finds another at work, or a hold in force, is *postponed*: a note says so, and the sweep sends it again. Beat starts
+collections and purges at the same moment; without this, the longer one would keep the other from ever coming to its turn.
 """
 
 from __future__ import annotations
@@ -10,21 +13,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fsworker.broker.kv import KV
-from fsworker.broker.names import COLLECT_PART, PURGE_PART, Names
+from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART, Names
 from fsworker.broker.sending import Send
 from fsworker.collection.basis import ageing
 from fsworker.collection.collector import Collector
 from fsworker.collection.purge import purge
 from fsworker.collection.runs import Run
 from fsworker.config import Settings
-from fsworker.errors import CollectionRefusedError, RedisUnavailableError
+from fsworker.errors import CollectionRefusedError, FSWorkerError, RedisUnavailableError
 from fsworker.keepsets.reader import KeepReader
 from fsworker.store.clock import observe
 from fsworker.store.handle import StoreHandle
-from fsworker.store.notes import BrokenNoteError, read_note, write_note
+from fsworker.store.hold import current as current_hold
+from fsworker.store.notes import BrokenNoteError, read_note, remove_note, write_note
 from fsworker.store.objects import ObjectStore
 from fsworker.verification.part import limits_of, verify_part
 from fsworker.verification.telling import tell
@@ -35,6 +40,7 @@ NOTE = "last.json"
 SWEPT_NOTE = "swept.json"
 _PART_S = 30.0
 _WARN_EVERY_S = 3600.0
+_TASKS = {"collect": COLLECT, "purge": PURGE}
 
 
 class Upkeep:
@@ -94,11 +100,12 @@ class Upkeep:
         return part.as_json()
 
     def watch(self) -> None:
-        """Look at the clock, and warn of keep-sets that will soon be too old (once an hour)."""
+        """Look at the clock, send what was postponed, and warn of keep-sets that will soon be too old (once an hour)."""
         try:
             observe(self._store)
         except OSError as error:
             log.warning("cannot look at the store's clock: %s", error)
+        self._send_postponed()
         if time.monotonic() - self._warned_s < _WARN_EVERY_S:
             return
         self._warned_s = time.monotonic()
@@ -111,12 +118,34 @@ class Upkeep:
 
     def _refused(self, what: str, error: CollectionRefusedError) -> dict[str, Any]:
         reasons = [refusal.as_json() for refusal in error.refusals]
+        if {refusal.reason for refusal in error.refusals} <= {"running", "hold"}:
+            self._postpone(what)
         if [refusal.reason for refusal in error.refusals] == ["running"]:
             log.info("%s: %s", what, error)
         else:
             log.warning("%s refused: %s", what, error)
             note_last(self._store, what, {"refused": reasons})
         return {"refused": reasons}
+
+    def _postpone(self, what: str) -> None:
+        try:
+            write_note(self._store, f"postponed-{what}.json", {}, sync=False)
+        except OSError as error:
+            log.warning("the %s waits for beat's next one, since it cannot be noted as postponed: %s", what, error)
+
+    def _send_postponed(self) -> None:
+        """Send anew what had to wait. It goes on where it was; postponed again, it is sent again."""
+        try:
+            if current_hold(self._store) is not None:
+                return
+            for what, task in _TASKS.items():
+                with suppress(BrokenNoteError):
+                    if read_note(self._store, f"postponed-{what}.json") is None:
+                        continue
+                self._send(task, {}, self._names.maintenance_queue, f"fsworker.{what}-{int(time.time())}-postponed")
+                remove_note(self._store, f"postponed-{what}.json")
+        except (OSError, FSWorkerError) as error:
+            log.warning("a postponed collection or purge waits longer: %s", error)
 
 
 def log_run(run: Run) -> None:
