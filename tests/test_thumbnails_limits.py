@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import struct
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
+from engines import Limited, obedient_server, ordered
 from images import chart, corpus, encoded, reason, thumbnail, thumbnails
 from PIL import Image
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits, Picture, make_thumbnails
-from fsworker.thumbnails.child import run_limited
+from fsworker.thumbnails.forkserver import ForkServer
 from fsworker.thumbnails.jpeg import count_scans
 from fsworker.thumbnails.outcome import MemoryFile, Reporter, read_report
 
@@ -35,6 +36,18 @@ HOSTILE: dict[str, tuple[Picture | None, str]] = {
     "progressive-scan-bomb.jpg": (Picture("image/jpeg", 7000, 7000), "more than 100 scans"),
 }
 GOOD_AFTER_ALL = {"syntaxerror.png"}  # broken EXIF, sound pixels
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with obedient_server() as started:
+        yield started
+
+
+@pytest.fixture(params=["fork", "server"])
+def limited(request: pytest.FixtureRequest, server: ForkServer) -> Limited:
+    """Runs the engine that obeys its picture: in a fork of this process, and by a fork server."""
+    return ordered if request.param == "fork" else partial(ordered, run=server.run)
 
 
 class TestHostileCorpus:
@@ -181,38 +194,46 @@ class TestResources:
         assert set(outcome.made) == {"a", "c"}
         assert "MiB together" in outcome.failed["b"]
 
-    def test_processor_time(self) -> None:
-        def busy(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
-            reporter.failed("a", "before")
-            while True:
-                pass
 
-        report, why = run_limited(busy, 0, {"a": Thumbnail("9x9")}, Limits(cpu_s=0.1))
+class TestDeath:
+    """What kills a decoder is told, and what it had finished counts."""
+
+    def test_processor_time(self, limited: Limited) -> None:
+        report, why = limited("reporter.failed('a', 'before')\nwhile True: pass", Limits(cpu_s=0.1))
         assert why == "took more than 1 s of processor time"
         assert report.failed == {"a": "before"}
 
-    def test_wall_clock(self) -> None:
+    def test_wall_clock(self, limited: Limited) -> None:
         started_s = time.monotonic()
-        _, why = run_limited(lambda *_: time.sleep(60), 0, {}, Limits(wall_s=0.2))
+        _, why = limited("import time; time.sleep(60)", Limits(wall_s=0.2))
         assert why == "took longer than 0.2 s"
         assert time.monotonic() - started_s < 30
 
     @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-    def test_a_crash(self, number: signal.Signals) -> None:
-        _, why = run_limited(lambda *_: os.kill(os.getpid(), number), 0, {}, Limits())
+    def test_a_crash(self, number: signal.Signals, limited: Limited) -> None:
+        _, why = limited(f"import os; os.kill(os.getpid(), {number:d})")
         assert why is not None
         assert ("was killed" if number == signal.SIGKILL else number.name) in why
 
-    def test_what_was_made_before_a_death_counts(self) -> None:
-        def half(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
-            reporter.picture(Picture("image/png", 3, 2))
-            reporter.made("a", b"abc", "image/png", 2, 1)
-            os.kill(os.getpid(), signal.SIGKILL)
+    def test_an_exception_and_too_little_memory(self, limited: Limited) -> None:
+        assert limited("1 / 0")[1] == "the decoder failed"
+        assert limited("bytearray(2**27)", Limits(memory_bytes=2**26))[1] == "needs more than 64 MiB of memory"
 
-        report, why = run_limited(half, 0, {"a": Thumbnail("9x9"), "b": Thumbnail("8x8")}, Limits())
+    def test_what_was_made_before_a_death_counts(self, limited: Limited) -> None:
+        report, why = limited(
+            "import os; from fsworker.thumbnails import Picture\n"
+            "reporter.picture(Picture('image/png', 3, 2)); reporter.made('a', b'abc', 'image/png', 2, 1)\n"
+            "os.kill(os.getpid(), 9)"
+        )
         assert report.picture == Picture("image/png", 3, 2)
         assert report.made["a"].read() == b"abc"
         assert why is not None
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+    def test_what_stops_the_worker_does_not_break_a_picture(self, number: signal.Signals, limited: Limited) -> None:
+        """A terminal, systemd and init send these to all of a service's processes; a worker ends its task first."""
+        report, why = limited(f"import os; os.kill(os.getpid(), {number:d}); reporter.failed('a', 'went on')")
+        assert (report.failed, why) == ({"a": "went on"}, None)
 
 
 class TestConfinement:
@@ -234,51 +255,53 @@ class TestConfinement:
             "os.execv('/bin/true', ['true'])",
             "os.kill(os.getppid(), 0)",
             "os.pwrite(reporter._output_fd, b'x', 2**30)",
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))",
+            "resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))",  # nor root in a container
+            "os.setgroups([])",
+            "os.chroot('/')",
         ],
     )
-    def test_it_cannot(self, attempt: str, tmp_path: Path) -> None:
+    def test_it_cannot(self, attempt: str, tmp_path: Path, limited: Limited) -> None:
         victim = tmp_path / "victim"
         victim.write_bytes(b"here")
         if attempt.startswith(("os.unlink", "os.rename", "os.mkdir", "os.symlink", "os.execv", "os.kill")):
             _need_landlock(6 if "kill" in attempt else 1)
-
-        def try_it(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
-            try:
-                eval(attempt, {"os": os, "victim": str(victim), "reporter": reporter})
-            except OSError as error:
-                reporter.failed("a", f"refused: {error}")
-            else:
-                reporter.failed("a", "allowed")
-
-        report, _ = run_limited(try_it, 0, {"a": Thumbnail("9x9")}, Limits())
+        code = f"""
+import os, resource
+victim = {str(victim)!r}
+try:
+    {attempt}
+except (OSError, ValueError) as error:
+    reporter.failed("a", f"refused: {{error}}")
+else:
+    reporter.failed("a", "allowed")
+"""
+        report, _ = limited(code)
         assert report.failed.get("a", "").startswith("refused"), report.failed
         assert [path.name for path in tmp_path.iterdir()] == ["victim"]
 
-    def test_it_has_no_descriptors_but_its_own(self) -> None:
-        def look(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, reporter: Reporter) -> None:
-            alive = []
-            for descriptor in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 500):
-                try:
-                    os.fstat(descriptor)
-                except OSError:
-                    continue
-                alive.append(descriptor)
-            reporter.failed("a", len(alive))
-
-        with open("/etc/hostname", "rb") as stream, open("/etc/hostname", "rb"):
-            report, _ = run_limited(look, stream.fileno(), {"a": Thumbnail("9x9")}, Limits())
+    def test_it_has_no_descriptors_but_its_own(self, limited: Limited) -> None:
+        code = """
+import os, resource
+alive = []
+for descriptor in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 500):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        continue
+    alive.append(descriptor)
+reporter.failed("a", len(alive))
+"""
+        with open("/etc/hostname", "rb"):
+            report, _ = limited(code)
         assert report.failed["a"] == "6"  # three of /dev/null, the original, the report, the output
 
     def test_it_dies_with_its_parent(self) -> None:
         reading, writing = os.pipe()
         parent = os.fork()
         if parent == 0:
-
-            def wait(*_: object) -> None:
-                time.sleep(600)
-
             os.write(writing, b"x")
-            run_limited(wait, 0, {}, Limits(wall_s=600))
+            ordered("import time; time.sleep(600)", Limits(wall_s=600))
             os._exit(1)
         os.close(writing)
         os.read(reading, 1)

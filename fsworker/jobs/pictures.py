@@ -27,7 +27,7 @@ from fsworker.specification import Thumbnail
 from fsworker.store.locks import picture_lock
 from fsworker.store.objects import ObjectStore, Stored
 from fsworker.store.trash import restore
-from fsworker.thumbnails import ENGINE_VERSION, Limits, PictureOutcome, make_thumbnails, warm_up
+from fsworker.thumbnails import ENGINE_VERSION, Limits, PictureOutcome, make_thumbnails, start_fork_server
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Pictures:
         self._settings = settings
         self._kv = kv
         self._ask_redis_at_s = 0.0
-        warm_up()
+        start_fork_server()
 
     def look(
         self, fd: int, name: Hash, thumbnails: Mapping[str, Thumbnail], max_pixels: int | None, into: Putter

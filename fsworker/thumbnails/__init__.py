@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fsworker.thumbnails.files import normalize_file, resize_file
 from fsworker.thumbnails.limits import Limits
-from fsworker.thumbnails.make import ENGINE_VERSION, make_thumbnails
+from fsworker.thumbnails.make import ENGINE_VERSION, make_thumbnails, start_fork_server
 from fsworker.thumbnails.outcome import Made, Picture, PictureOutcome
 from fsworker.thumbnails.render import warm_up
 
@@ -23,5 +23,6 @@ __all__ = [
     "make_thumbnails",
     "normalize_file",
     "resize_file",
+    "start_fork_server",
     "warm_up",
 ]

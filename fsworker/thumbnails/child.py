@@ -4,7 +4,10 @@ Why ``fork`` and not a fresh interpreter: the decoders are loaded already, so it
 ninety. Why ``os.fork`` and not multiprocessing: the pool processes of Celery are daemonic, which multiprocessing
 forbids to have children.
 
-Forking from a thread of a worker with ``--pool threads`` is safe here, so there is no fork server. The child is a copy
+A worker lets its :mod:`~fsworker.thumbnails.forkserver` fork, which is small; an application that calls the FileStruct
+API forks itself, and so does a worker whose server has gone.
+
+Forking from a thread among others is safe here. The child is a copy
 of one thread. What could hang it is a lock that another thread held at that moment: of the interpreter (the GIL, the
 import lock, logging and threading are made new by CPython after a fork), of malloc (glibc does so too), or of
 a library. The child touches only decoders, which share no locks between threads, and modules that are loaded already;
@@ -19,10 +22,12 @@ import os
 import select
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NoReturn
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.heap import use_large_pages
-from fsworker.thumbnails.limits import BlockedSignals, Limits, address_space_bytes, confine
+from fsworker.thumbnails.limits import BlockedSignals, Limits, address_space_bytes, confine, renounce
 from fsworker.thumbnails.outcome import MemoryFile, Report, Reporter, read_report
 
 Engine = Callable[[int, Mapping[str, Thumbnail], Limits, Reporter], None]
@@ -35,24 +40,41 @@ _OUT_OF_MEMORY = 3
 _FAILED = 4
 
 
+Run = Callable[[int, Mapping[str, Thumbnail], Limits, int, int], tuple[int | None, bool]]
+"""Runs an engine in a limited process, which writes to the report's and the output's descriptors; returns at its end.
+
+The result is its status as of wait(2), if it is known, and whether its time was up.
+"""
+
+
 def run_limited(
     engine: Engine, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits
 ) -> tuple[Report, str | None]:
-    """Run ``engine`` on the file behind ``fd`` in a process of its own, and wait for its end.
+    """Run ``engine`` on the file behind ``fd`` in a fork of this process, and wait for its end.
 
     Returns what it reported and why it ended early (``None`` if it did not). Raises ``OSError`` if this process cannot
     fork or has no descriptor left. In every case, exceptions included, the process is gone when this returns.
     """
+    return collect(partial(_run, engine), fd, specifications, limits)
+
+
+def collect(run: Run, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits) -> tuple[Report, str | None]:
+    """What a limited process that ``run`` runs has reported, and why it ended early. Raises what ``run`` raises."""
     report, output = MemoryFile("fsworker-report"), MemoryFile("fsworker-thumbnails")
     try:
-        status, timed_out = _run(engine, fd, specifications, limits, report.fd, output.fd)
+        status, timed_out = run(fd, specifications, limits, report.fd, output.fd)
         return read_report(report, output, frozenset(specifications)), _why(status, timed_out, limits)
     finally:
         report.close()
 
 
 def _run(
-    engine: Engine, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, report_fd: int, output_fd: int
+    engine: Engine,
+    fd: int,
+    specifications: Mapping[str, Thumbnail],
+    limits: Limits,
+    report_fd: int,
+    output_fd: int,
 ) -> tuple[int | None, bool]:
     parent, space_bytes = os.getpid(), address_space_bytes()
     # No handler of the worker may run, and raise, in the child before it has put them all aside.
@@ -64,14 +86,11 @@ def _run(
         raise
     if child == 0:
         keep = frozenset((fd, report_fd, output_fd))
-        _child(
-            engine,
-            fd,
-            specifications,
-            limits,
-            Reporter(report_fd, output_fd),
-            lambda: confine(limits, keep, parent, space_bytes),
-        )
+
+        def confine_itself() -> None:
+            confine(limits, keep, parent, space_bytes, renounce(keep))
+
+        decode_and_exit(engine, fd, specifications, limits, Reporter(report_fd, output_fd), confine_itself)
     finished = False
     try:
         signals.restore()
@@ -84,15 +103,15 @@ def _run(
     return status, not finished
 
 
-def _child(
+def decode_and_exit(
     engine: Engine,
     fd: int,
     specifications: Mapping[str, Thumbnail],
     limits: Limits,
     reporter: Reporter,
     confine_itself: Callable[[], None],
-) -> None:
-    """Run in the child; never returns."""
+) -> NoReturn:
+    """What a newly forked process does. Its status says how it went."""
     code = _FAILED
     try:
         gc.disable()  # a collection would touch, and so copy, the pages that are shared with the parent

@@ -24,13 +24,16 @@ _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 
+_THIS_PROCESS = struct.pack("=Ii", 0x20080522, 0)  # capabilities(7), version 3
+_NO_CAPABILITIES = bytes(2 * 3 * 4)
+
 _SIGSET_BYTES = 128
 _ALL_SIGNALS, _NO_SIGNALS = b"\xff" * _SIGSET_BYTES, b"\0" * _SIGSET_BYTES
-_SIGINT = int(signal.SIGINT)
+_FOR_THE_WORKER = tuple(int(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP))
 _HANDLED_SIGNALS = tuple(
     int(number)
     for number in (
-        *(signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1),
+        *(signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1),
         *(signal.SIGUSR2, signal.SIGXCPU, signal.SIGPROF, signal.SIGVTALRM),
     )
 )
@@ -63,27 +66,52 @@ class Limits:
         return max(1, math.ceil(self.cpu_s))
 
 
-def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int) -> None:
-    """Take from this newly forked, single-threaded process all that decoding does not need.
+@dataclass(frozen=True, slots=True)
+class Renounced:
+    """What a process has given up for itself and its forks. ``ruleset_fd`` is the second wall for each fork, or -1."""
 
-    ``keep`` are the descriptors that stay open, beside 0, 1 and 2, which become ``/dev/null``; ``parent`` is the
-    process it came from, and ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made
-    at all: no file, no socket, no pipe. Where the kernel has Landlock, the process can also change no directory (a file
-    can be unlinked without a descriptor) and signal no other process.
+    ruleset_fd: int
+
+
+def renounce(keep: frozenset[int] = frozenset()) -> Renounced:
+    """Take from this process what no fork of it needs for decoding, where that is handed down: signals, privileges, cores.
+
+    Descriptors 0, 1 and 2 become ``/dev/null``, but those in ``keep``. What tells a worker to stop (a terminal's Ctrl-C,
+    ``systemctl stop``) is ignored: it is the worker's to handle, and a picture that is being made is not broken.
     """
     _default_signals()
+    _volunteer_for_the_oom_killer()
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in (0, 1, 2):
+        if descriptor not in keep:
+            os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+    _lower(resource.RLIMIT_CORE, 0, 0)
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if hasattr(_libc, "capset"):  # root in a container could raise its limits again
+        _libc.capset(_THIS_PROCESS, _NO_CAPABILITIES)
+    return Renounced(_landlock_ruleset())
+
+
+def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int, renounced: Renounced) -> None:
+    """Take from this newly forked, single-threaded process all else that decoding does not need.
+
+    ``keep`` are the descriptors that stay open, beside 0, 1 and 2; ``parent`` is the process it came from, and
+    ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made at all: no file, no socket,
+    no pipe. Where the kernel has Landlock, the process can also change no directory (a file can be unlinked without a
+    descriptor) and signal no other process.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
-    _volunteer_for_the_oom_killer()
+    if renounced.ruleset_fd >= 0:
+        _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, renounced.ruleset_fd, 0)
     _close_descriptors(keep)
     _lower(resource.RLIMIT_AS, space_bytes + limits.memory_bytes, space_bytes + limits.memory_bytes)
     # The soft limit ends the process by SIGXCPU, which names the cause; the hard one is for whoever ignores that.
     _lower(resource.RLIMIT_CPU, limits.cpu_whole_s, limits.cpu_whole_s + 1)
     _lower(resource.RLIMIT_FSIZE, limits.output_bytes, limits.output_bytes)
-    _lower(resource.RLIMIT_CORE, 0, 0)
-    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _landlock()
     _lower(resource.RLIMIT_NOFILE, 0, 0)
 
 
@@ -104,11 +132,12 @@ class BlockedSignals:
 
 
 def _default_signals() -> None:
-    """A worker's handlers must not run here, and Ctrl-C at the worker's terminal is its to handle."""
+    """A worker's handlers must not run here, and what ends the worker is its to handle."""
     signal.set_wakeup_fd(-1)
     for number in _HANDLED_SIGNALS:
         _libc.signal(number, None)  # SIG_DFL
-    _libc.signal(_SIGINT, ctypes.c_void_p(1))  # SIG_IGN
+    for number in _FOR_THE_WORKER:
+        _libc.signal(number, ctypes.c_void_p(1))  # SIG_IGN
     _libc.pthread_sigmask(signal.SIG_SETMASK, _NO_SIGNALS, None)
 
 
@@ -126,10 +155,6 @@ def _volunteer_for_the_oom_killer() -> None:
 
 
 def _close_descriptors(keep: frozenset[int]) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        if descriptor not in keep:
-            os.dup2(null, descriptor)
     first = 3
     for kept in (*sorted(descriptor for descriptor in keep if descriptor > 2), _LAST_DESCRIPTOR + 1):
         if first < kept and _libc.syscall(_SYS_CLOSE_RANGE, first, ctypes.c_uint(kept - 1), 0) != 0:
@@ -161,17 +186,14 @@ def _lower(kind: int, soft: int, hard: int) -> None:
     resource.setrlimit(kind, (soft, hard))
 
 
-def _landlock() -> None:
-    """Deny all that landlock(7) can deny (Linux 5.13). A second wall: a kernel without it is no error."""
+def _landlock_ruleset() -> int:
+    """A ruleset that denies all that landlock(7) can deny (Linux 5.13), or -1. A kernel without it is no error."""
     version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
     if version < 1:
-        return
+        return -1
     files = (1 << (13 + (version >= 2) + (version >= 3) + (version >= 5))) - 1
     network = 0b11 if version >= 4 else 0
     scoped = 0b11 if version >= 6 else 0
     size = 8 if version < 4 else 16 if version < 6 else 24
     attributes = struct.pack("=QQQ", files, network, scoped)
-    ruleset = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, size, 0)
-    if ruleset >= 0:
-        _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
-        os.close(ruleset)
+    return int(_libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, size, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -9,12 +10,17 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from fsworker.specification import Thumbnail
-from fsworker.thumbnails.child import run_limited
+from fsworker.thumbnails.child import collect, run_limited
 from fsworker.thumbnails.decode import HEIF_VERSION
+from fsworker.thumbnails.forkserver import ForkServer, ServerGoneError
 from fsworker.thumbnails.formats import MEDIA_TYPE, SIGNATURE_BYTES, sniff
 from fsworker.thumbnails.limits import Limits
-from fsworker.thumbnails.outcome import Made, PictureOutcome
+from fsworker.thumbnails.outcome import Made, PictureOutcome, Report
 from fsworker.thumbnails.render import render
+
+log = logging.getLogger(__name__)
+
+_server: ForkServer | None = None
 
 _PIPELINE_VERSION = 1  # counts changes here that change the bytes of any thumbnail
 
@@ -40,13 +46,29 @@ def make_thumbnails(fd: int, specifications: Mapping[str, Thumbnail], limits: Li
     limits = limits or Limits()
     if sniff(os.pread(fd, SIGNATURE_BYTES, 0)) is None:
         return PictureOutcome(None, {}, dict.fromkeys(specifications, "not a picture of a format that is known here"))
-    report, early = run_limited(render, fd, specifications, limits)
+    report, early = _decode(fd, specifications, limits)
     if report.input_error is not None:
         raise OSError(report.input_error, f"the original cannot be read: {os.strerror(report.input_error)}")
     made = {name: made for name, made in report.made.items() if name not in report.failed and _is_as_told(made)}
     missing = [name for name in specifications if name not in made and name not in report.failed]
     failed = {**report.failed, **dict.fromkeys(missing, early or "the decoder gave no result")}
     return PictureOutcome(report.picture, made, failed)
+
+
+def start_fork_server() -> None:
+    """From now on pictures of this process, and of its forks, are decoded by a fork server, which is starting."""
+    global _server
+    _server = _server or ForkServer()
+    _server.start()
+
+
+def _decode(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits) -> tuple[Report, str | None]:
+    if _server is not None:
+        try:
+            return collect(_server.run, fd, specifications, limits)
+        except ServerGoneError as error:
+            log.info("a picture is decoded in a fork of this process: the fork server cannot do it: %s", error)
+    return run_limited(render, fd, specifications, limits)
 
 
 def _is_as_told(made: Made) -> bool:
