@@ -2,9 +2,10 @@
 
     python benchmarks/fuzz_thumbnails.py [--count 100000] [--seed 1] [--seconds 3600] [--processes 2]
 
-Picture number N is the same for a seed, however many processes share the work. Each process is a worker that forks a
-limited child for each picture. Prints what became of them, the slowest and the largest; keeps the bytes of each that
-broke a promise, and exits with 1 then. ``--json`` is for ``tests/test_thumbnails_process.py``, which runs the first 2,000.
+Picture number N is the same for a seed, however many processes share the work. Each process is a worker, whose fork
+server forks a limited child for each picture. Prints what became of them, the slowest and the largest; keeps the bytes of
+each that broke a promise, and exits with 1 then. ``--json`` is for ``tests/test_thumbnails_process.py``, which runs the
+first 2,000.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 from images import mutate, seeds, thumbnails  # noqa: E402 - lies beside the tests
 
-from fsworker.thumbnails import Limits, PictureOutcome, warm_up  # noqa: E402
+from fsworker.thumbnails import Limits, PictureOutcome, make  # noqa: E402
+from fsworker.thumbnails.forkserver import ForkServer  # noqa: E402
 
 LIMITS = Limits(max_pixels=16_000_000, memory_bytes=256 * 2**20, cpu_s=5, wall_s=15)
 SLACK_S = 5.0
@@ -39,7 +41,7 @@ WISHES = {
     "b": {"geometry": "30x30", "format": "webp", "animated": True},
     "c": {"geometry": "20x30", "crop": True, "format": "png"},
 }
-PART = 50
+PART = 200
 PROGRESS = 5000
 """How often the number of pictures is told."""
 
@@ -88,8 +90,11 @@ PICTURES = seeds()
 
 
 def part(seed: int, start: int, end: int) -> Tally:
-    """Do some pictures, in a worker process."""
+    """Do some pictures, in a worker process with a fork server of its own."""
     tally, descriptors = Tally(), len(os.listdir("/proc/self/fd"))
+    make._server = server = ForkServer()
+    server.start()
+    server_pid = server.pid
     for number in range(start, end):
         data, before_s = picture(seed, number, PICTURES), time.monotonic()
         try:
@@ -101,6 +106,8 @@ def part(seed: int, start: int, end: int) -> Tally:
         tally.pictures += 1
         tally.hangs += took_s > LIMITS.wall_s + SLACK_S
         tally.slowest_s = max(tally.slowest_s, took_s)
+    tally.deaths += server.pid != server_pid
+    server.stop()  # its children's memory is known when it is reaped
     gc.collect()
     tally.left_open = len(os.listdir("/proc/self/fd")) - descriptors
     tally.largest_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -122,7 +129,6 @@ def judge(outcome: PictureOutcome, number: int, tally: Tally) -> None:
 def run(count: int, seed: int, seconds: float, processes: int) -> Tally:
     """Do ``count`` pictures, or as many as can be begun in so many seconds."""
     total, ends_s = Tally(), time.monotonic() + seconds
-    warm_up()
     starts = iter(range(0, count, PART))
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:

@@ -3,9 +3,11 @@
     python benchmarks/thumbnails.py [--rounds 3] [--only TEXT[,TEXT…]] [--out jpeg[,webp]]
 
 Each case is timed in processor time of one thread (a child's included), the contenders by turns in one run; read the
-ratios, not the milliseconds. *fsworker* is the whole path with everything on: child, limits, orientation, profile,
-stripping. *naive* is Pillow as most people write it: open, convert, ``thumbnail``, save, once for each size. *pipeline*
-is ours without the child, so the difference is what the child costs. ``convert`` and pyvips are in the table where
+ratios, not the milliseconds. *fsworker* is the whole path with everything on: fork server, child, limits, orientation,
+profile, stripping; the server's own time counts. *naive* is Pillow as most people write it: open, convert, ``thumbnail``,
+save, once for each size. *pipeline* is ours without the child, so the difference is what the child costs. *forked* is the
+pipeline in a bare fork of the smallest process that has the decoders, without any limit: no process for each picture can
+cost less on this machine. ``convert`` and pyvips are in the table where
 they are installed: ``pip install --target DIRECTORY pyvips pyvips-binary``, and that directory in ``PYTHONPATH``.
 pyvips decodes for the largest size and makes each smaller one from the larger.
 """
@@ -13,6 +15,8 @@ pyvips decodes for the largest size and makes each smaller one from the larger.
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib.util
 import io
 import os
 import resource
@@ -29,15 +33,11 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fsworker.specification import Format, Thumbnail
-from fsworker.thumbnails import Limits, make_thumbnails, warm_up
+from fsworker.thumbnails import Limits, make, make_thumbnails, start_fork_server, warm_up
 from fsworker.thumbnails.outcome import MemoryFile, Reporter
 from fsworker.thumbnails.render import render
 
-try:
-    import pyvips
-except ImportError:
-    pyvips = None
-
+HAS_PYVIPS = importlib.util.find_spec("pyvips") is not None  # not loaded where it would be forked for nothing
 SIZES = {"one (100)": (100,), "one (512)": (512,), "three": (100, 512, 1600)}
 LIMITS = Limits(max_pixels=60_000_000, memory_bytes=2**30)
 
@@ -81,9 +81,10 @@ def cases(directory: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def processor_s() -> float:
-    """Processor time of this process and of its finished children."""
+    """Processor time of this process, of its finished children, and of its fork server."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+    server_s = make._server.processor_s if make._server is not None else 0.0
+    return sum(usage.ru_utime + usage.ru_stime for usage in both) + server_s
 
 
 def ours(path: Path, sizes: tuple[int, ...], output: Format) -> None:
@@ -104,6 +105,14 @@ def pipeline(path: Path, sizes: tuple[int, ...], output: Format) -> None:
     wishes = {str(size): Thumbnail(f"{size}x{size}", format=output) for size in sizes}
     render(fd, wishes, LIMITS, Reporter(report.fd, data.fd))
     os.close(fd)
+
+
+def forked(path: Path, sizes: tuple[int, ...], output: Format) -> None:
+    child = os.fork()
+    if child == 0:
+        pipeline(path, sizes, output)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def naive(path: Path, sizes: tuple[int, ...], output: Format) -> None:
@@ -138,6 +147,8 @@ def convert(path: Path, sizes: tuple[int, ...], output: Format) -> None:
 
 
 def vips(path: Path, sizes: tuple[int, ...], output: Format) -> None:
+    import pyvips
+
     image = None
     for size in sorted(sizes, reverse=True):
         if image is None:
@@ -154,14 +165,12 @@ def contenders() -> dict[str, Callable[[Path, tuple[int, ...], Format], None]]:
     found: dict[str, Callable[[Path, tuple[int, ...], Format], None]] = {
         "fsworker": ours,
         "pipeline": pipeline,
+        "forked": forked,
         "naive": naive,
     }
     if CONVERT is not None:
         found["convert"] = convert
-    if pyvips is not None:
-        os.environ["VIPS_CONCURRENCY"] = "1"
-        pyvips.concurrency_set(1)
-        pyvips.cache_set_max(0)
+    if HAS_PYVIPS:
         found["pyvips"] = vips
     return found
 
@@ -183,8 +192,17 @@ def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> 
 def measure_here(name: str, path: str, sizes: str, output: str) -> float:
     """The least of some runs of one contender in this process: at least three, and two seconds of them."""
     contender, best = contenders()[name], 1e9
-    if name in ("fsworker", "pipeline"):
-        warm_up()  # as a worker does before its first picture
+    if name == "fsworker":
+        start_fork_server()
+    elif name in ("pipeline", "forked"):
+        warm_up()  # as the fork server does before its first picture
+        gc.collect()
+        gc.freeze()
+    elif name == "pyvips":
+        import pyvips
+
+        pyvips.concurrency_set(1)
+        pyvips.cache_set_max(0)
     runs, ends_s = 0, time.monotonic() + 2
     while runs < 3 or time.monotonic() < ends_s:
         runs += 1
@@ -223,7 +241,7 @@ def main() -> None:
     print("ms of processor time (times faster than naive); then fsworker against the others, and the child's cost")
     against = [name for name in ("convert", "pyvips") if name in names]
     head = "".join(f"{name:>18}" for name in names) + "".join(f"{f'of {name}':>12}" for name in against)
-    print(f"{'picture':16} {'sizes':10} {'out':5}{head}{'child ms':>10}{'memory':>10}")
+    print(f"{'picture':16} {'sizes':10} {'out':5}{head}{'child ms':>10}{'bare ms':>9}{'memory':>10}")
     with tempfile.TemporaryDirectory() as directory:
         for picture, path in cases(Path(directory), options.only.split(",")):
             memory = f"{peak_memory_mb(path):.0f} MiB"
@@ -232,7 +250,7 @@ def main() -> None:
                     best = measure(path, sizes, output, options.rounds)
                     row = "".join(f"{best[name]:10.1f} ({best['naive'] / best[name]:5.2f})" for name in names)
                     row += "".join(f"{best[name] / best['fsworker']:11.2f}x" for name in against)
-                    row += f"{best['fsworker'] - best['pipeline']:10.1f}"
+                    row += f"{best['fsworker'] - best['pipeline']:10.1f}{best['forked'] - best['pipeline']:9.1f}"
                     print(f"{picture:16} {label:10} {output:5}{row}{memory:>10}", flush=True)
 
 
