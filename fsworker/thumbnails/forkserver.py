@@ -141,6 +141,7 @@ class ForkServer:
             ours.close()
             self._not_before_s = time.monotonic() + _TRY_AGAIN_AFTER_S
             raise ServerGoneError(str(error)) from error
+        ours.settimeout(_READY_WITHIN_S)  # one that hangs takes no wishes
         self._socket, self._pid, self._ready, self.processor_s = ours, os.getpid(), False, 0.0
         return ours
 
@@ -175,7 +176,8 @@ class ForkServer:
             finished = _readable(control, wall_s)
         finally:  # also when a time limit of the worker is raised into the waiting
             if not finished:
-                control.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # it has gone already
+                    control.shutdown(socket.SHUT_WR)
             if _readable(control, _KILLED_WITHIN_S):
                 with contextlib.suppress(ConnectionResetError):
                     answer = control.recv(ANSWER.size)
