@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _server: ForkServer | None = None
 
-_PIPELINE_VERSION = 1  # counts changes here that change the bytes of any thumbnail
+_PIPELINE_VERSION = 2  # counts changes here that change the bytes of any thumbnail
 
 
 def _engine_version() -> str:
