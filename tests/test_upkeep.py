@@ -21,6 +21,7 @@ from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
 from fsworker.broker.sending import Sender
 from fsworker.celery import make_app
 from fsworker.client import Client
+from fsworker.collection.retire import retire
 from fsworker.collection.upkeep import Upkeep, read_last
 from fsworker.contrib.celery import EVERY_S, add_publish_keep_set
 from fsworker.errors import KeepSetError, RedisUnavailableError, UploadRejectedError
@@ -166,6 +167,104 @@ def test_what_is_postponed_outlives_a_redis_that_is_away(w: World) -> None:
     Upkeep(w.store, w.kv, away, w.settings).watch()
     keeper.watch()
     assert [task for task, _ in sent] == [PURGE]
+
+
+@pytest.mark.parametrize("what", ["collect", "purge"])
+def test_a_chain_of_parts_that_broke_is_taken_up_by_the_sweep(w: World, what: str) -> None:
+    """Its message was lost, or its process killed: it does not wait for beat's next one, a day later."""
+    w.put(*map(str, range(100)))
+    w.clock.advance(3 * DAY)
+    w.publish_all()
+    sent: Sent = []
+    broken, keeper = upkeep(w, sent), upkeep(w, sent)
+    broken._part_s = 0.0
+    first = getattr(broken, what)()
+    assert len(sent) == 1
+    sent.clear()
+    keeper.watch()
+    assert not sent, "it may be on its way"
+    w.clock.advance(241)
+    keeper.watch()
+    assert run_all(keeper, sent) == 1
+    last = read_last(w.store)[what]
+    assert last["run"] == first["run"] if what == "collect" else last["done"]
+    w.clock.advance(DAY)
+    keeper.watch()
+    assert not sent, "an interval and a quarter of an hour are beat's"
+
+
+def test_attempts_that_end_in_nothing_are_made_less_and_less_often(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent)
+
+    def broken(*_: Any) -> None:
+        raise RedisUnavailableError("Redis does not answer")
+
+    monkeypatch.setattr("fsworker.collection.collector.Collector.part", broken)
+    waits = []
+    for _ in range(9):
+        with pytest.raises(RedisUnavailableError):
+            keeper.collect()
+        waited_s = 0
+        while not sent:
+            w.clock.advance(120)
+            waited_s += 120
+            keeper.watch()
+        sent.clear()
+        waits.append(waited_s)
+    assert waits[:4] == [240, 480, 960, 1920]
+    assert waits[-1] == 6 * 3600
+
+
+def test_a_beat_that_forgets_its_schedule_does_not_begin_its_day_anew_for_ever(w: World) -> None:
+    """Its file goes with each restart of a container; its first tick comes a whole interval after each."""
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent)
+    keeper.watch()
+    w.clock.advance(DAY)
+    w.publish_all()
+    keeper.watch()
+    assert not sent
+    w.clock.advance(1000)
+    keeper.watch()
+    assert sent == [(COLLECT, {}), (PURGE, {})]
+    run_all(keeper, sent)
+    assert {"collect", "purge"} <= set(read_last(w.store))
+    off = Upkeep(w.store, w.kv, upkeep(w, sent)._send, w.settings.model_copy(update={"collect_every": None}))
+    w.clock.advance(2 * DAY)
+    off.watch()
+    assert sent == [(PURGE, {})], "off is off"
+
+
+@pytest.mark.parametrize("note", ["", "{}", '{"due": "soon"}', '{"due": 1e12}', '{"over": 1e12}'])
+def test_a_note_that_makes_no_sense_delays_nothing(w: World, note: str) -> None:
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent)
+    keeper.watch()
+    (w.store.root / "Lock/due-purge.json").write_text(note)
+    keeper.watch()
+    assert run_all(keeper, sent) == 1
+    keeper.watch()
+    assert not sent
+
+
+def test_a_change_of_the_registry_ends_a_run_and_the_sweep_begins_another(w: World) -> None:
+    w.put("garbage", "waste")
+    w.clock.advance(3 * DAY)
+    w.publish_all()
+    sent: Sent = []
+    keeper = upkeep(w, sent, part_s=0.0)
+    keeper.collect()
+    retire(w.store, "blog")
+    (_, kwargs), *_ = sent
+    sent.clear()
+    assert keeper.collect(**kwargs)["refused"][0]["reason"] == "apps_changed"
+    keeper.watch()
+    run_all(upkeep(w, sent), sent)
+    assert len(w.trashed()) == 2
 
 
 def test_a_keep_set_is_warned_of_before_it_is_refused(w: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,12 @@ def alone(store: StoreHandle) -> Iterator[None]:
         raise explain(error, "Collecting", store) from error
 
 
+def is_free(store: StoreHandle) -> bool:
+    """Whether nobody collects or purges at this moment. Raises ``OSError``."""
+    with store_lock(store.fd, LOCK_NAME, store.modes.lock_file) as obtained:
+        return obtained
+
+
 def refuse_hold(store: StoreHandle) -> None:
     """Raise :class:`CollectionRefusedError` while a hold is in force."""
     hold = current_hold(store)

@@ -1,11 +1,9 @@
 """Collections and purges as the maintenance worker does them: in short parts, each a task that sends the next.
 
 A part is short against the visibility timeout, so that no copy of it is delivered while it works; should one be, it finds
-the lock taken and ends. A message that is lost ends the run; beat's next one takes it up. What the last ones did is noted
-in the store (``Lock/last.json``) for ``fsworker stats``.
-
-One that finds another at work, or a hold in force, is *postponed*: a note says so, and the sweep sends it again. Beat starts
-collections and purges at the same moment; without this, the longer one would keep the other from ever coming to its turn.
+the lock taken and ends, or does the next part. Whatever breaks the chain of parts (a lost message, a killed process, a Redis
+that is away) and whatever had to wait, the sweep sends again: see :mod:`fsworker.collection.agenda`. What the last ones did is
+noted in the store (``Lock/last.json``) for ``fsworker stats``.
 """
 
 from __future__ import annotations
@@ -13,23 +11,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from fsworker.broker.kv import KV
 from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART, Names
 from fsworker.broker.sending import Send
+from fsworker.collection.agenda import Agenda
 from fsworker.collection.basis import ageing
 from fsworker.collection.collector import Collector
 from fsworker.collection.purge import purge
 from fsworker.collection.runs import Run
+from fsworker.collection.turn import is_free
 from fsworker.config import Settings
 from fsworker.errors import CollectionRefusedError, FSWorkerError, RedisUnavailableError
 from fsworker.keepsets.reader import KeepReader
 from fsworker.store.clock import observe
 from fsworker.store.handle import StoreHandle
 from fsworker.store.hold import current as current_hold
-from fsworker.store.notes import BrokenNoteError, read_note, remove_note, write_note
+from fsworker.store.notes import BrokenNoteError, read_note, write_note
 from fsworker.store.objects import ObjectStore
 from fsworker.verification.part import limits_of, verify_part
 from fsworker.verification.telling import tell
@@ -41,6 +40,8 @@ SWEPT_NOTE = "swept.json"
 _PART_S = 30.0
 _WARN_EVERY_S = 3600.0
 _TASKS = {"collect": COLLECT, "purge": PURGE}
+_PASSING = {"running", "hold", "apps_changed"}
+"""Reasons of refusals that nobody has to do anything about: it is tried again when they have passed."""
 
 
 class Upkeep:
@@ -50,27 +51,33 @@ class Upkeep:
         self._store, self._send, self._settings = store, send, settings
         self._names = Names(settings.namespace)
         self._reader = KeepReader(kv, self._names)
+        self._agenda = Agenda(store, settings)
         self._part_s = min(_PART_S, settings.visibility_timeout / 4)
         self._warned_s = -_WARN_EVERY_S
 
     def collect(self, run: str | None = None) -> dict[str, Any]:
         """Begin (or take up) a collection, or do the next part of ``run``. A refusal is logged and returned."""
+        self._agenda.begun("collect")
         try:
             done = Collector(self._store, self._reader, self._settings).part(run, self._part_s)
         except CollectionRefusedError as error:
             return self._refused("collect", error)
         if done is None:
+            self._agenda.over("collect")
             return {"run": run, "over": True}
         if done.done:
             log_run(done)
             note_last(self._store, "collect", done.as_json())
+            self._agenda.over("collect")
         else:
             task_id = f"fsworker.collect-{done.stamp}-{done.phase}-{done.shard}"
             self._send(COLLECT_PART, {"run": done.stamp}, self._names.maintenance_queue, task_id)
+            self._agenda.goes_on("collect")
         return done.as_json()
 
     def purge(self, shard: int = 0) -> dict[str, Any]:
         """Purge from ``shard`` on, for one part. A refusal is logged and returned."""
+        self._agenda.begun("purge")
         collector = Collector(self._store, self._reader, self._settings)
         try:
             done = purge(collector, first_shard=shard, budget_s=self._part_s)
@@ -80,9 +87,11 @@ class Upkeep:
             log.info("purge: %s", done.as_json())
         if done.done:
             note_last(self._store, "purge", done.as_json())
+            self._agenda.over("purge")
         else:
             task_id = f"fsworker.purge-{int(time.time())}-{done.shard}"
             self._send(PURGE_PART, {"shard": done.shard}, self._names.maintenance_queue, task_id)
+            self._agenda.goes_on("purge")
         return done.as_json()
 
     def verify(self) -> dict[str, Any]:
@@ -100,12 +109,12 @@ class Upkeep:
         return part.as_json()
 
     def watch(self) -> None:
-        """Look at the clock, send what was postponed, and warn of keep-sets that will soon be too old (once an hour)."""
+        """Look at the clock, send what is overdue, and warn of keep-sets that will soon be too old (once an hour)."""
         try:
             observe(self._store)
         except OSError as error:
             log.warning("cannot look at the store's clock: %s", error)
-        self._send_postponed()
+        self._send_overdue()
         if time.monotonic() - self._warned_s < _WARN_EVERY_S:
             return
         self._warned_s = time.monotonic()
@@ -118,8 +127,10 @@ class Upkeep:
 
     def _refused(self, what: str, error: CollectionRefusedError) -> dict[str, Any]:
         reasons = [refusal.as_json() for refusal in error.refusals]
-        if {refusal.reason for refusal in error.refusals} <= {"running", "hold"}:
-            self._postpone(what)
+        if {refusal.reason for refusal in error.refusals} <= _PASSING:
+            self._agenda.postponed(what)
+        else:
+            self._agenda.over(what)
         if [refusal.reason for refusal in error.refusals] == ["running"]:
             log.info("%s: %s", what, error)
         else:
@@ -127,25 +138,18 @@ class Upkeep:
             note_last(self._store, what, {"refused": reasons})
         return {"refused": reasons}
 
-    def _postpone(self, what: str) -> None:
+    def _send_overdue(self) -> None:
+        """Send what is past its time, unless it is being done. It goes on where it was."""
         try:
-            write_note(self._store, f"postponed-{what}.json", {}, sync=False)
-        except OSError as error:
-            log.warning("the %s waits for beat's next one, since it cannot be noted as postponed: %s", what, error)
-
-    def _send_postponed(self) -> None:
-        """Send anew what had to wait. It goes on where it was; postponed again, it is sent again."""
-        try:
-            if current_hold(self._store) is not None:
+            if current_hold(self._store) is not None or not is_free(self._store):
                 return
             for what, task in _TASKS.items():
-                with suppress(BrokenNoteError):
-                    if read_note(self._store, f"postponed-{what}.json") is None:
-                        continue
-                self._send(task, {}, self._names.maintenance_queue, f"fsworker.{what}-{int(time.time())}-postponed")
-                remove_note(self._store, f"postponed-{what}.json")
+                if self._agenda.is_due(what):
+                    log.info("%s: sent again, since beat or the part before was not heard, or it had to wait", what)
+                    self._send(task, {}, self._names.maintenance_queue, f"fsworker.{what}-{int(time.time())}-again")
+                    self._agenda.sent(what)
         except (OSError, FSWorkerError) as error:
-            log.warning("a postponed collection or purge waits longer: %s", error)
+            log.warning("an overdue collection or purge waits longer: %s", error)
 
 
 def log_run(run: Run) -> None:
