@@ -145,6 +145,7 @@ def _worker_settings(settings: Settings, names: Names, url: str) -> dict[str, An
         "worker_send_task_events": False,
         "worker_proc_alive_timeout": 30.0,
         "beat_cron_starting_deadline": 3600,
+        "beat_scheduler": "fsworker.host.beat:Scheduler",
         "timezone": "UTC",
     }
 
