@@ -122,7 +122,7 @@ def test_it_may_be_done_in_parts(w: World) -> None:
     deleted = parts = shard = 0
     while shard < 256:
         done = purge(w.collector(), first_shard=shard, budget_s=0)
-        deleted, parts, shard = deleted + done.deleted, parts + 1, done.shard
+        deleted, parts, shard = done.deleted, parts + 1, done.shard
     assert (deleted, w.trashed()) == (100, [])
     assert parts == 256
 

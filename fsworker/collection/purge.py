@@ -5,7 +5,8 @@ a keep-set whose snapshot is later than the trashing plus the grace; none of the
 collection refuses a purge, for the same reasons. The time of trashing is the file's ctime (a rename renews it), or the
 run's stamp, or the clock floor, whichever is latest.
 
-A purge can be done in parts; each begins at a shard. Killed at any moment it has deleted some of what was to be deleted.
+A purge can be done in parts; each begins at a shard, and goes on with the tally of those before it (``Lock/purge.json``).
+Killed at any moment it has deleted some of what was to be deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fsworker.collection.basis import Basis, broken
@@ -24,9 +25,11 @@ from fsworker.errors import CollectionRefusedError
 from fsworker.keepsets.form import BrokenKeepSetError
 from fsworker.model import Hash
 from fsworker.store import layout
+from fsworker.store.notes import BrokenNoteError, read_note, remove_note, write_note
 from fsworker.store.trash import delete_from_trash
 from fsworker.store.trashlist import TrashIndex, stamps, trash_status
 
+NOTE = "purge.json"
 _LOOK_FOR_HOLD_EVERY = 32
 
 
@@ -90,7 +93,7 @@ def purge(
         basis = collector.basis()
         before_s = purge_before(basis, collector.store.probe_clock(), collector.settings.trash_retention)
         index = TrashIndex(collector.store)
-        done = Purged(shard=first_shard)
+        done = replace(_tally_before(collector, first_shard), shard=first_shard)
         deadline_s = time.monotonic() + budget_s
         if first_shard == 0:
             _read_all(collector, basis, index)
@@ -100,7 +103,25 @@ def purge(
                 break
         if not dry_run:
             _remove_empty(collector)
+            _note_tally(collector, done)
         return done
+
+
+def _tally_before(collector: Collector, shard: int) -> Purged:
+    """What the parts before did; nothing where that is not known: it is only for people."""
+    with suppress(BrokenNoteError, TypeError, OSError):
+        tree = read_note(collector.store, NOTE) if shard else None
+        if tree is not None and tree.pop("shard", None) == shard:
+            return Purged(**{name: int(count) for name, count in tree.items()})
+    return Purged()
+
+
+def _note_tally(collector: Collector, done: Purged) -> None:
+    with suppress(OSError):
+        if done.done:
+            remove_note(collector.store, NOTE)
+        else:
+            write_note(collector.store, NOTE, asdict(done), sync=False)
 
 
 def _read_all(collector: Collector, basis: Basis, index: TrashIndex) -> None:
