@@ -23,6 +23,7 @@ from processes import eventually
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
+from stores import sha1
 
 from fsworker.broker.acl import acl_file, all_users, digest
 from fsworker.broker.kv import KV, connect
@@ -97,13 +98,21 @@ def process(log: Path, environment: dict[str, str], *arguments: str) -> Iterator
 def installation(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store, its two workers and beat, each as its own Redis user; gives the store's directory."""
     directory = tmp_path_factory.mktemp("installation")
-    Store.create(directory / "store", apps=APPS).close()
+    Store.create(directory / "store", apps=APPS, grace_s=0).close()
+    config = directory / "store/FileStruct.json"
+    tree = json.loads(config.read_text())
+    tree["Apps"]["shop"]["on_quarantine"] = "shop.lost"
+    config.write_text(json.dumps(tree))
     common = {
         "FSWORKER_STORE": str(directory / "store"),
         "FSWORKER_STATE_DIR": str(directory / "state"),
         "FSWORKER_SWEEP_EVERY": "1s",
         "FSWORKER_VISIBILITY_TIMEOUT": "5s",
         "FSWORKER_CONCURRENCY": "1",
+        "FSWORKER_COLLECT_EVERY": "1s",
+        "FSWORKER_PURGE_EVERY": "1s",
+        "FSWORKER_VERIFY_EVERY": "1s",
+        "FSWORKER_TRASH_RETENTION": "0s",
     }
     with ExitStack() as running:
         for user, arguments in {
@@ -218,6 +227,81 @@ def attach(job_id, state, result=None, error=None):
     finally:
         worker.terminate()
         worker.wait(30)
+    assert denied(guarded) == []
+
+
+def command(guarded: Guarded, installation: Path, user: str, *arguments: str, status: int = 0, **options: Any) -> str:
+    """A command as one of the users; gives its standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env={
+            **os.environ,
+            "FSWORKER_STORE": str(installation / "store"),
+            "FSWORKER_STATE_DIR": str(installation / "state"),
+            "FSWORKER_ROLE": "maintenance",
+            "FSWORKER_REDIS_URL": guarded.url(user),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+    assert done.returncode == status, f"{arguments}: {done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_all_maintenance_works_under_the_rules(guarded: Guarded, installation: Path, client: Client) -> None:
+    guarded.admin.acl_log_reset()
+    garbage, kept, lost = (client.ingest(text).get(timeout=30).hash for text in (b"garbage", b"kept", b"lost"))
+    data = installation / "store/Data"
+
+    def publish() -> bool:
+        for app in APPS:
+            settings = load_settings(
+                environ={}, store=installation / "store", redis_url=guarded.url(f"fsworker-app-{app}")
+            )
+            with Client(app, settings=settings) as files:
+                files.keep.publish(lambda app=app: [kept, lost] if app == "shop" else [], allow_empty=True)  # type: ignore[misc]
+        return True
+
+    assert eventually(lambda: publish() and not list(data.glob(f"*/*/{garbage}")), 30)
+    assert eventually(lambda: publish() and not list(installation.glob("store/Trash/*/*")), 30)
+    path = data / lost[:2] / lost[2:4] / lost
+    path.chmod(0o644)
+    path.write_bytes(b"rotten")
+    (installation / "store/Lock/sync-failed").touch()
+    assert eventually(lambda: guarded.admin.delete("fsworker.done.shop") > 0, 30), "shop is told that it is lost"
+    assert denied(guarded) == []
+
+
+def test_every_command_works_under_the_rules(guarded: Guarded, installation: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"by command")
+    shop, maintenance = "fsworker-app-shop", "fsworker-maintenance"
+    guarded.admin.acl_log_reset()
+    assert json.loads(command(guarded, installation, maintenance, "fsworker", "stats", "--json"))["refused"] == {}
+    name = sha1(b"by command")
+    command(guarded, installation, shop, "fsworker", "ingest", str(tmp_path / "file"), "--app", "shop")
+    command(guarded, installation, shop, "fsworker", "keep", "publish", "-", "--app", "shop", input=f"{name}\n")
+    for arguments in (
+        ["why", name],
+        ["app", "retire", "shop-2", "--yes"],
+        ["app", "add", "shop-2"],
+    ):
+        command(guarded, installation, maintenance, "fsworker", *arguments)
+    assert denied(guarded) == []
+
+
+def test_who_sends_a_maintenance_task_by_hand_gets_its_report_under_the_rules(
+    guarded: Guarded, installation: Path
+) -> None:
+    guarded.admin.acl_log_reset()
+    maintenance, queue = "fsworker-maintenance", "fsworker.maintenance"
+    command(guarded, installation, maintenance, "celery", "-A", "fsworker", "call", "fsworker.sweep", "--queue", queue)
+    url = guarded.url(maintenance)
+    with Celery("a person's", broker=url, backend=url, set_as_current=False) as person:
+        person.conf.task_queues = [Queue(queue, Exchange(""), queue, no_declare=True)]
+        assert person.send_task("fsworker.sweep", queue=queue).get(timeout=30)["failed"] == 0
     assert denied(guarded) == []
 
 
@@ -340,7 +424,8 @@ def test_a_transaction_opens_nothing(guarded: Guarded) -> None:
         pipe.lpush("fsworker.maintenance", "x")
         with pytest.raises(redis.ResponseError):
             pipe.execute()
-    assert not guarded.admin.exists("fsworker.maintenance", "fsworker.done.shop")
+    assert not guarded.admin.exists("fsworker.done.shop")
+    assert b"x" not in guarded.admin.lrange("fsworker.maintenance", 0, -1)
 
 
 @pytest.mark.parametrize(

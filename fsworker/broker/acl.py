@@ -82,6 +82,8 @@ def maintenance_user(names: Names) -> RedisUser:
         "workers, role maintenance, and commands",
         (
             *_worker(names, "maintenance"),
+            "+subscribe",  # to wait for the report of a task that was sent by hand
+            "+unsubscribe",
             "+time",
             "+info",
             _selector(
