@@ -7,6 +7,7 @@ because a worker that hears applications does not know the maintenance tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -45,6 +46,9 @@ from fsworker.store.objects import ObjectStore
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
+_SHORTEST_EXPIRY_S = 300.0
 _NOBODY = ""
 """No application's name: where there is none yet, its queue stands in, because Celery has no worker without a queue."""
 
@@ -101,7 +105,10 @@ def make_app(settings: Settings) -> Celery:
         upkeep = PerProcess(lambda: Upkeep(*parts(), send, settings))
 
         def look_and_sweep() -> dict[str, Any]:
-            upkeep().watch()
+            try:
+                upkeep().watch()
+            except Exception:
+                log.exception("looking at clocks, keep-sets and what is overdue failed; the sweep goes on")
             report = sweep(*parts(), send, settings).as_json()
             note_sweep(parts()[0])
             return report
@@ -137,7 +144,8 @@ def _worker_settings(settings: Settings, names: Names, url: str) -> dict[str, An
         "task_time_limit": settings.task_time_limit,
         "task_store_errors_even_if_ignored": False,
         "worker_prefetch_multiplier": 1,
-        "worker_concurrency": settings.concurrency or (None if settings.role == "ingest" else 1),
+        # What FSWORKER_CONCURRENCY says of applications' jobs is no reason for as many processes that collect and verify.
+        "worker_concurrency": (settings.concurrency or None) if settings.role == "ingest" else 1,
         "worker_max_tasks_per_child": 2000,
         "worker_max_memory_per_child": 400_000,  # KiB; looked at between two tasks
         "worker_cancel_long_running_tasks_on_connection_loss": False,
@@ -151,7 +159,10 @@ def _worker_settings(settings: Settings, names: Names, url: str) -> dict[str, An
 
 
 def _schedule(settings: Settings, names: Names) -> dict[str, Any]:
-    """Beat's entries. Each expires with its interval: a queue that nobody consumed does not fill up."""
+    """Beat's entries. Each expires with its interval, so that what nobody consumed for long is not all done after it.
+
+    Five minutes at least: so long may a part hold up a sweep, and so far may the clock of the worker's host be ahead of beat's.
+    """
     entries = {
         SWEEP: settings.sweep_every,
         COLLECT: settings.collect_every,
@@ -163,7 +174,11 @@ def _schedule(settings: Settings, names: Names) -> dict[str, Any]:
             "task": name,
             "schedule": every_s,
             # The limits are the worker's; beat, which knows the task, would put them into the message.
-            "options": {"queue": queue_named(names.maintenance_queue), "expires": every_s, "time_limit": None},
+            "options": {
+                "queue": queue_named(names.maintenance_queue),
+                "expires": max(every_s, _SHORTEST_EXPIRY_S),
+                "time_limit": None,
+            },
         }
         for name, every_s in entries.items()
         if every_s is not None

@@ -482,6 +482,15 @@ def test_what_is_unreferenced_but_young_is_told(w: World) -> None:
     assert "the last one left 1 unreferenced" in found.what
 
 
+def test_a_purge_that_never_comes_to_its_end_is_told(w: World) -> None:
+    note_last(w.store, "purge", {"deleted": 0})
+    now_s = w.store.probe_clock()
+    assert levels(running.lateness(w.store, now_s + 48 * 3600, w.settings)) == []
+    assert "the last purge ended 2.1 d ago" in only(running.lateness(w.store, now_s + 50 * 3600, w.settings)).what
+    off = w.settings.model_copy(update={"purge_every": None})
+    assert levels(running.lateness(w.store, now_s + 50 * 3600, off)) == []
+
+
 def test_the_maintenance_user_may_look_at_everything(w: World, server: EmbeddedServer) -> None:
     users = Users(server, w.names, ["blog", "shop"])
     kv = KV(users.url(f"{w.names.namespace}-maintenance"))

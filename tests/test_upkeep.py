@@ -17,7 +17,7 @@ from virtual_time import virtual_clock
 
 from fsworker.broker.judge import Accepted, QueueRules, judge
 from fsworker.broker.kv import KV, connect
-from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART
+from fsworker.broker.names import COLLECT, COLLECT_PART, PURGE, PURGE_PART, SWEEP
 from fsworker.broker.sending import Sender
 from fsworker.celery import make_app
 from fsworker.client import Client
@@ -325,6 +325,16 @@ def test_what_the_maintenance_worker_sends_itself_is_admitted(w: World, task: st
     assert isinstance(raw, bytes)
     verdict = judge(raw, QueueRules(queue, MAINTENANCE_VALIDATORS, None))
     assert isinstance(verdict, Accepted), verdict
+
+
+def test_what_goes_wrong_beside_the_sweep_does_not_stop_it(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Upkeep) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(Upkeep, "watch", broken)
+    app = make_app(w.settings.model_copy(update={"role": "maintenance", "concurrency": 8}))
+    assert app.conf.worker_concurrency == 1, "of an ingest worker"
+    assert app.tasks[SWEEP]()["failed"] == 0
 
 
 def test_beat_collects_and_purges_unless_it_is_off(w: World) -> None:

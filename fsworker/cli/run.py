@@ -46,7 +46,13 @@ def up(store: Path | None, concurrency: int | None, as_json: bool) -> None:
 @click.command()
 @click.option("--role", type=click.Choice(["ingest", "maintenance"]), help="Default: FSWORKER_ROLE, else ingest.")
 @click.option("--concurrency", type=int, help="Jobs at the same time (default: one a core; maintenance: one).")
-@click.option("--pool", type=click.Choice(["prefork", "threads", "solo"]), default="prefork", show_default=True)
+@click.option(
+    "--pool",
+    type=click.Choice(["prefork", "threads", "solo"]),
+    default="prefork",
+    show_default=True,
+    help="Only prefork has time limits; with solo there is no sign of life (fsworker health) during a job.",
+)
 @click.option("--loglevel", default="INFO", show_default=True)
 @store_option
 @reporting
@@ -61,7 +67,8 @@ def worker(role: str | None, concurrency: int | None, pool: str, loglevel: str, 
     app = _celery(settings)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of running as root: warned of once, in our own words
     name = f"--hostname=fsworker-{settings.role}-{os.getpid()}@%h"
-    app.worker_main(["--quiet", "worker", f"--pool={pool}", f"--loglevel={loglevel}", name])
+    processes = [f"--concurrency={concurrency}"] if concurrency else []
+    app.worker_main(["--quiet", "worker", f"--pool={pool}", f"--loglevel={loglevel}", name, *processes])
 
 
 @click.command()

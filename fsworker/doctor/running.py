@@ -212,6 +212,17 @@ def collections(store: StoreHandle) -> Iterator[Finding]:
         )
 
 
+def lateness(store: StoreHandle, now_s: float, settings: Settings) -> Iterator[Finding]:
+    """Whether collections and purges come to their end as often as they should, refusals included."""
+    for what, every_s in {"collect": settings.collect_every, "purge": settings.purge_every}.items():
+        last = read_last(store).get(what)
+        ended_s = last.get("time") if isinstance(last, dict) else None
+        if every_s is None or not isinstance(ended_s, (int, float)) or now_s - ended_s <= 2 * every_s + _HOUR_S:
+            continue
+        said = f"the last {what} ended {span(now_s - ended_s)} ago; one is due every {format_duration(every_s)}"
+        yield problem("collection", said, "look at the log of the maintenance worker for what ends it")
+
+
 def look_at_what_runs(store: StoreHandle, state_dir: Path, settings: Settings, *, all_here: bool) -> Iterator[Finding]:
     """What can be seen without Redis."""
     yield from workers(state_dir, all_here=all_here)
@@ -220,6 +231,7 @@ def look_at_what_runs(store: StoreHandle, state_dir: Path, settings: Settings, *
         yield from beat(last_sweep_s(store), now_s, settings)
         yield from spools(store, now_s)
         yield from collections(store)
+        yield from lateness(store, now_s, settings)
     except (OSError, FSWorkerError) as error:
         yield problem("store", f"it cannot be looked at: {error}", "run this as the store's user")
 
