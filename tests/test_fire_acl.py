@@ -265,8 +265,11 @@ def test_all_maintenance_works_under_the_rules(guarded: Guarded, installation: P
                 files.keep.publish(lambda app=app: [kept, lost] if app == "shop" else [], allow_empty=True)  # type: ignore[misc]
         return True
 
+    assert list(data.glob(f"*/*/{garbage}")), "nobody has published: nothing is collected"
     assert eventually(lambda: publish() and not list(data.glob(f"*/*/{garbage}")), 30)
     assert eventually(lambda: publish() and not list(installation.glob("store/Trash/*/*")), 30)
+    claim = client.claim([kept, garbage]).get(timeout=30)
+    assert (claim["present"], claim["missing"]) == ([kept], [garbage])
     path = data / lost[:2] / lost[2:4] / lost
     path.chmod(0o644)
     path.write_bytes(b"rotten")

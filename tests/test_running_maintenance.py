@@ -27,8 +27,10 @@ from stores import spoil
 from fsworker.broker.kv import connect
 from fsworker.broker.names import COLLECT, PURGE, SWEEP, VERIFY, Names
 from fsworker.client import Client
+from fsworker.collection.upkeep import read_last
 from fsworker.model import Hash
 from fsworker.store.facade import Store
+from fsworker.store.hold import release, set_hold
 from fsworker.store.objects import ObjectStore
 
 NAMES = Names("files-2")
@@ -106,6 +108,11 @@ def stored(stack: RunningStack) -> set[str]:
     return {path.name for path in stack.store_path.glob("Data/??/??/*")}
 
 
+def last_runs(stack: RunningStack) -> dict[str, Any]:
+    with ObjectStore(stack.store_path) as store:
+        return read_last(store)
+
+
 def parts(stack: RunningStack, task: str) -> int:
     return stack.log().count(f"Task {task}_part[")
 
@@ -119,7 +126,7 @@ def test_a_collection_and_a_purge_of_many_parts_come_to_their_end(
     publish(stack, kept)
     assert person(COLLECT)["phase"] != "done"
     assert eventually(lambda: stored(stack) == set(kept), 30), stack.log()
-    assert eventually(lambda: "collect" in sh(stack, "stats", "--json")["last_runs"], 10)
+    assert eventually(lambda: "collect" in last_runs(stack), 10)
     assert trashed(stack) == MANY
     time.sleep(1.1)
     publish(stack, kept)
@@ -127,7 +134,7 @@ def test_a_collection_and_a_purge_of_many_parts_come_to_their_end(
     assert eventually(lambda: not trashed(stack), 30), stack.log()
     assert parts(stack, COLLECT) > 1
     assert parts(stack, PURGE) > 0
-    assert eventually(lambda: sh(stack, "stats", "--json")["last_runs"].get("purge", {}).get("deleted") == MANY, 10)
+    assert eventually(lambda: last_runs(stack).get("purge", {}).get("deleted") == MANY, 10)
 
 
 def test_who_keeps_what_is_in_quarantine_is_told(stack: RunningStack, shop: Client, raw: redis.Redis) -> None:
@@ -168,12 +175,14 @@ def test_a_hold_lets_collections_wait_and_the_sweep_has_them_done_after_it(
 ) -> None:
     put(stack, "held", 3)
     publish(stack, [])
-    sh(stack, "hold", "1h")
+    with ObjectStore(stack.store_path) as store:
+        set_hold(store, 3600)
     assert [person(task)["refused"][0]["reason"] for task in (COLLECT, PURGE)] == ["hold", "hold"]
     before = stored(stack)
     time.sleep(2.1)
     assert stored(stack) == before
-    sh(stack, "hold", "release")
+    with ObjectStore(stack.store_path) as store:
+        release(store)
     assert eventually(lambda: not stored(stack), 30), stack.log()
 
 
@@ -195,18 +204,22 @@ def test_who_is_registered_is_heard_and_who_is_retired_is_not(
     assert not person(COLLECT).get("refused")
 
 
-def test_every_command_agrees_with_what_runs(stack: RunningStack, person: Callable[[str], Any]) -> None:
+def test_who_asks_gets_a_report_and_what_beat_asks_for_leaves_none(
+    stack: RunningStack, person: Callable[[str], Any], raw: redis.Redis
+) -> None:
     assert person(SWEEP)["failed"] == 0
     assert person(VERIFY)["skipped"] in ("", "another verification of this store runs")
     stats = sh(stack, "stats", "--json")
     assert stats["queues"].keys() == {NAMES.maintenance_queue, *map(NAMES.ingest_queue, ("blog", "shop"))}
-    assert sh(stack, "keep", "show", "--json")
-    assert sh(stack, "gc", "--dry-run", "--json")["refused"] == []
+    assert stats["refused"] == {}
+    before = raw.keys("celery-task-meta-*")
+    sent = stack.log().count("sending fsworker.sweep")
+    assert eventually(lambda: stack.log().count("sending fsworker.sweep") > sent + 1)
+    assert sorted(raw.keys("celery-task-meta-*")) == sorted(before)
 
 
 def test_nobody_refused_what_another_of_our_own_processes_sent(stack: RunningStack) -> None:
     """After all of the above; and nothing went wrong unseen."""
-    assert sh(stack, "stats", "--json")["refused"] == {}
     assert "Traceback" not in stack.log()
     assert "Refused a message" not in stack.log()
 

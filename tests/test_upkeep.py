@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import pytest
 from celery import Celery
 from keeping import DAY, VirtualKV, World, world
-from processes import eventually
-from stacks import running_stack
 from virtual_time import virtual_clock
 
 from fsworker.broker.judge import Accepted, QueueRules, judge
@@ -343,41 +340,6 @@ def test_beat_collects_and_purges_unless_it_is_off(w: World) -> None:
     assert schedule["collect"]["schedule"] == schedule["purge"]["schedule"] == DAY
     off = settings.model_copy(update={"collect_every": None, "purge_every": None})
     assert not {"collect", "purge"} & set(make_app(off).conf.beat_schedule)
-
-
-def test_a_running_stack_collects_and_purges(tmp_path: Path) -> None:
-    short = {"collect_every": "1s", "purge_every": "1s", "trash_retention": "1s"}
-    with running_stack(tmp_path, grace="0s", **short) as stack:
-        store, shop, blog = stack.store(), stack.client("shop"), stack.client("blog")
-        _set_grace(stack.store_path)
-        kept = shop.ingest(b"kept").get(timeout=30).hash
-        garbage = shop.ingest(b"garbage").get(timeout=30).hash
-        assert not eventually(lambda: garbage not in store, 2.0), "nobody has published: nothing is collected"
-
-        def publish() -> bool:
-            shop.keep.publish(lambda: [kept])
-            blog.keep.publish(list, allow_empty=True)
-            return True
-
-        assert eventually(lambda: publish() and garbage not in store, 30)
-        assert eventually(lambda: publish() and not list(store.root.glob("Trash/*/*")), 30)
-        assert kept in store
-        claim = blog.claim([kept, garbage]).get(timeout=30)
-        assert (claim["present"], claim["missing"]) == ([kept], [garbage])
-        url = stack.where["redis_url"]
-        with Celery("a person's", broker=url, backend=url, set_as_current=False) as person:
-            report = person.send_task("fsworker.sweep", queue="fsworker.maintenance").get(timeout=30)
-            assert report["rung"] == 0
-            (result,) = set(person.backend.client.keys("celery-task-meta-*")) - set(
-                person.backend.client.keys("celery-task-meta-shop.*")
-                + person.backend.client.keys("celery-task-meta-blog.*")
-            )
-            assert b"rung" in person.backend.client.get(result), "what beat asks for leaves no result"
-
-
-def _set_grace(store_path: Path) -> None:
-    path = store_path / "FileStruct.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "Grace": "0s"}))
 
 
 @pytest.fixture
