@@ -23,7 +23,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fsworker import durable
 from fsworker.durable import Reader
@@ -42,8 +42,7 @@ _MAX_RACES = 100
 """Races lost in a row before we give up. Each needs a collection to take, and an ingest to bring back, one file."""
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """What a put did: the content's hash and size, and whether it was there before."""
 
     hash: Hash
@@ -152,20 +151,21 @@ class ObjectStore(ShardDirectories):
         is none (any more). Replacing always syncs what it puts in place: a good copy that a power cut empties would be
         worse than the rot.
         """
-        status = self.status(candidate.hash)  # by name: the move to trash renews the ctime of what is open already
-        if status is None:
+        found = self._look_and_open(candidate.hash)
+        if found is None:
             return None
-        stored_fd = self._open_name(candidate.hash)
-        if stored_fd is None:
-            return None
+        status, stored_fd = found
         try:
-            touch = Touch.FRESH if self._is_young(status) else self._touch(candidate.hash, stored_fd)
-            if touch is Touch.GONE:
-                return None
+            foreign = False
+            if not self._is_young(status):
+                touch = self._touch(candidate.hash, stored_fd)
+                if touch is Touch.GONE:
+                    return None
+                foreign = touch is Touch.FOREIGN
             if not _same(candidate, stored_fd):
                 self.materialise(candidate, sync=True)
                 return False if heal.replace_rotten(self, candidate.hash, stored_fd, candidate.file) else None
-            if touch is Touch.FOREIGN:
+            if foreign:
                 self.materialise(candidate, sync=True)
                 return True if heal.replace_by_own(self, candidate.hash, stored_fd, candidate.file) else None
             if sync:  # its first writer may have died before its own fsync

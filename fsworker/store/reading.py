@@ -17,6 +17,9 @@ from fsworker.store.handle import StoreHandle, translated
 INTERNAL_LOCATION = "/FileStruct/Data"
 """Where nginx's internal location for ``Data/`` is, unless told otherwise."""
 
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_ABSENT = frozenset({errno.ENOENT, errno.ELOOP})  # the second: what has the name is a symbolic link
+
 
 class ObjectReader(StoreHandle):
     """The stored files of a store, to look at. ``internal_location`` is the URI of ``Data/`` inside nginx."""
@@ -108,17 +111,29 @@ class ObjectReader(StoreHandle):
         os.close(fd)
         return None
 
+    def _look_and_open(self, name: Hash) -> tuple[os.stat_result, int] | None:
+        """The status of a stored file by its name, and then a descriptor of what has that name. ``None`` without either.
+
+        In this order: the move to trash renews the ctime of a file that is open already, so ``fstat`` would call it
+        young when it is no longer in its place.
+        """
+        location = layout.data_name(name)
+        try:
+            status = os.stat(location, dir_fd=self.fd, follow_symlinks=False)
+            return (status, os.open(location, _OPEN, dir_fd=self.fd)) if stat.S_ISREG(status.st_mode) else None
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+            return None
+
     def _open_name(self, name: Hash) -> int | None:
         """Open what has that name, be it a file or not. ``None`` when there is nothing, or a symbolic link."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return os.open(layout.data_name(name), flags, dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
+            return os.open(layout.data_name(name), _OPEN, dir_fd=self.fd)
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                return None
-            raise
+            if error.errno not in _ABSENT:
+                raise
+            return None
 
 
 def _is_pair(name: str) -> bool:
