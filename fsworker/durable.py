@@ -27,6 +27,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from fsworker.hashing import SideHash
+
 BUFFER_BYTES = 1 << 20
 """Size of one read and write. Larger gains nothing, 64 KiB costs a tenth (measured)."""
 
@@ -116,24 +118,25 @@ def copy_hashed(
 ) -> Copied:
     """Copy until ``read_into`` returns 0, hashing what is written, in one pass and constant memory.
 
+    Much content is hashed beside (:mod:`fsworker.hashing`): then two buffers take turns.
     ``head`` was read already and counts as the beginning. ``progress`` is told the bytes so far after each buffer.
     Raises :class:`TooLargeError` past ``max_bytes``, and ``OSError`` of either side; the target then holds an
     unspecified prefix.
     """
-    digest = hashlib.sha1(usedforsecurity=False)
     size = 0
     part = memoryview(head)
-    with borrowed_buffer() as room:
+    with borrowed_buffer() as room, borrowed_buffer() as other, SideHash() as digest:
         while part or (part := room[: read_into(room)]):
             size += len(part)
             if max_bytes is not None and size > max_bytes:
                 raise TooLargeError
-            digest.update(part)
+            if digest.update(part):
+                room, other = other, room
             write_all(target_fd, part)
             part = room[:0]
             if progress is not None:
                 progress(size)
-    return Copied(digest.hexdigest(), size)
+        return Copied(digest.hexdigest(), size)
 
 
 def clone(source_fd: int, target_fd: int) -> bool:
@@ -173,7 +176,7 @@ class _Loan:
 
     def __exit__(self, *_: object) -> None:
         buffers = _spare.buffers
-        if len(buffers) < 2:
+        if len(buffers) < 3:  # as many as one put uses
             buffers.append(self._room)
 
 
