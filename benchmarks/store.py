@@ -8,6 +8,9 @@ Every rate is the best of the rounds, taken in turns, because machines are noisy
 we compare with (``pip install hashfs``): a copy of what its ``put`` does was more than twice as fast as the package, whose
 time goes into its stream class and its paths.
 
+Two kinds of yardstick beside it. A *floor* is the least that anybody does for such a result: copy, hash, sync. *Bare* are
+our own system calls (``bare.py``), in a plain loop: what they take is the machine's, what we take beyond them is ours.
+
 ext4 does not give out an inode again for minutes after it was freed, and looks at every one of them when it needs a new
 one: where thousands of files have just been deleted, new files are several times as slow, for everybody. Wait, or
 name a ``--directory`` on a filesystem of its own.
@@ -29,6 +32,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bare import bare
 
 from fsworker import durable
 from fsworker.store.batch import Batch
@@ -209,24 +214,32 @@ def measure_small(base: Path, count: int, rounds: int) -> dict[str, Any]:
     contestants = {
         "floor": floor,
         "HashFS": hashfs,
+        "bare, none": bare("none"),
         "ours, none": ours("none"),
         "floor, batched": floor_batched,
+        "bare, batch": bare("batch"),
         "ours, batch": ours_batched,
     }
     new = {name: count / took for name, took in best(contestants, base, files, rounds, keep=False).items()}
     few = files[: max(1, count // 10)]
-    synced = {"floor, synced one at a time": floor_synced, "ours, full": ours("full")}
+    synced = {
+        "floor, synced one at a time": floor_synced,
+        "bare, full": bare("full"),
+        "ours, full": ours("full"),
+    }
     new |= {name: len(few) / took for name, took in best(synced, base, few, rounds, keep=False).items()}
     contestants = {
         "hash only": hash_only,
         "floor, compared": floor_compared,
         "HashFS": hashfs,
+        "bare, none": bare("none"),
         "ours, none": ours("none"),
+        "bare, batch": bare("batch"),
         "ours, batch": ours_batched,
     }
     duplicates = {name: count / took for name, took in best(contestants, base, files, rounds, keep=True).items()}
-    full = best({"ours, full, again": ours("full")}, base, few, 1, keep=True)
-    duplicates["ours, full"] = len(few) / full["ours, full, again"]
+    full = best({"bare, full, again": bare("full"), "ours, full, again": ours("full")}, base, few, 1, keep=True)
+    duplicates |= {name.removesuffix(", again"): len(few) / took for name, took in full.items()}
     return {"new files/s": new, "duplicates/s": duplicates}
 
 
@@ -288,14 +301,21 @@ TARGETS = (
 
 POSSIBLE = (
     (NEW, "floor, batched", "floor, synced one at a time"),
+    (NEW, "bare, batch", "floor, synced one at a time"),
     (NEW, "ours, batch", "floor, batched"),
+    (NEW, "ours, batch", "bare, batch"),
     (AGAIN, "floor, compared", "HashFS"),
-    (AGAIN, "ours, none", "floor, compared"),
-    (AGAIN, "ours, batch", "floor, compared"),
+    (AGAIN, "bare, none", "HashFS"),
+    (AGAIN, "bare, batch", "HashFS"),
+    (AGAIN, "ours, none", "bare, none"),
+    (AGAIN, "ours, batch", "bare, batch"),
     (LARGE, "floor", "hash only"),
     (LARGE, "ours, none", "floor"),
 )
 """What this machine allows, and how near we come to it."""
+
+SHARES = tuple((kind, durability) for kind in (NEW, AGAIN) for durability in ("none", "batch", "full"))
+"""Puts of which is told how much of their time the system calls take, and how much is ours."""
 
 
 def main() -> None:
@@ -323,6 +343,10 @@ def describe(result: dict[str, Any]) -> str:
     lines.append(f"peak memory beyond start: {result['peak memory beyond start, MB']:.1f} MB")
     lines.append("ratios (to reach)")
     lines += [f"  {title_of(*row):64}{result['ratios'][title_of(*row)]:>6} ({target})" for *row, target in TARGETS]
+    lines.append("a put of a small file, in µs: with the system calls alone, beyond that")
+    for kind, durability in SHARES:
+        calls, whole = (1e6 / result[kind][f"{who}, {durability}"] for who in ("bare", "ours"))
+        lines.append(f"  {kind.removesuffix('/s') + ', ' + durability:64}{calls:>7.1f} {whole - calls:>+7.1f}")
     lines.append("what is possible here, and how near we come")
     lines += [f"  {title_of(*row):64}{result['ratios'][title_of(*row)]:>6}" for row in POSSIBLE]
     return "\n".join(lines)
