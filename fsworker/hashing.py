@@ -45,9 +45,10 @@ class SideHash:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread is not None and self._handed is not None:
+        if self._handed is not None and self._thread is not None:
             self._handed.put(None)
-            self._thread.join()
+            if self._thread.is_alive():  # not if its start was interrupted: then it ends by itself
+                self._thread.join()
 
     def update(self, piece: memoryview) -> bool:
         """Take the next piece; True if it is still being read on return. Raises what hashing the one before raised."""
@@ -76,14 +77,13 @@ class SideHash:
     def _start_thread(self) -> None:
         if len(os.sched_getaffinity(0)) == 1:
             return
-        handed: queue.Queue[memoryview | None] = queue.Queue(1)
+        self._handed = queue.Queue()
         # A daemon, so that a program which is interrupted twice does not wait for it for ever.
-        thread = threading.Thread(target=self._hash, args=(handed,), name="fsworker-hash", daemon=True)
+        self._thread = threading.Thread(target=self._hash, args=(self._handed,), name="fsworker-hash", daemon=True)
         try:
-            thread.start()
+            self._thread.start()
         except RuntimeError:  # the process may have no more threads, or is about to end
-            return
-        self._handed, self._thread = handed, thread
+            self._handed = self._thread = None
 
     def _hash(self, handed: queue.Queue[memoryview | None]) -> None:
         while (piece := handed.get()) is not None:

@@ -190,6 +190,22 @@ def test_where_no_thread_is_to_be_had_the_caller_hashes(target: int, monkeypatch
     assert durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), target).sha1 == sha1(LARGE)
 
 
+def test_an_interruption_while_the_thread_is_started_leaves_none(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery's time limit is an exception that may come anywhere."""
+    real = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def interrupted(self: threading.Thread) -> None:
+        real(self)
+        started.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), target)
+    started[0].join()
+
+
 def test_a_copy_inside_a_copy(target: int) -> None:
     """A stream whose ``read`` copies something itself."""
 
