@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Mapping
@@ -58,7 +59,9 @@ def make_thumbnails(fd: int, specifications: Mapping[str, Thumbnail], limits: Li
 def start_fork_server() -> None:
     """From now on pictures of this process, and of its forks, are decoded by a fork server, which is starting."""
     global _server
-    _server = _server or ForkServer()
+    if _server is None:
+        _server = ForkServer()
+        atexit.register(_server.stop)  # it would end by itself; so there is nothing to warn of
     _server.start()
 
 
