@@ -15,7 +15,7 @@ demo:
 	@$(BIN)/fsworker demo
 
 test: .dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 torture: .dev
 	FSWORKER_TORTURE=1 $(BIN)/python -m pytest -s tests/crash tests/test_stress.py $(ARGS)

@@ -23,6 +23,8 @@ except ImportError:
 else:
     HAS_HEIF = True
 
+pytestmark = pytest.mark.usefixtures("no_fork_server")
+
 PNG = {"format": "png"}
 
 CORPUS_SIZES = {

@@ -22,6 +22,8 @@ from fsworker.thumbnails.forkserver import ForkServer
 from fsworker.thumbnails.jpeg import count_scans
 from fsworker.thumbnails.outcome import MemoryFile, Reporter, read_report
 
+pytestmark = pytest.mark.usefixtures("no_fork_server")
+
 HOSTILE: dict[str, tuple[Picture | None, str]] = {
     "bomb-65536x65536.png": (Picture("image/png", 65536, 65536), "4295.0 megapixels, at most 50 are allowed"),
     "bomb-44-bytes.gif": (Picture("image/gif", 65535, 66601), "megapixels, at most 50 are allowed"),

@@ -23,6 +23,8 @@ from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits, PictureOutcome, make_thumbnails
 from fsworker.thumbnails.child import run_limited
 
+pytestmark = pytest.mark.usefixtures("no_fork_server")
+
 FUZZED = 2000
 """Mutated pictures in a normal run; the long one is ``benchmarks/fuzz_thumbnails.py``."""
 

@@ -87,7 +87,9 @@ def test_steering_messages_run_like_plain_ones(server: Server, start_worker: Sta
     assert worker.refusals == Counter()
     assert worker.is_alive()
     results = {f"{RESULT}{job_id}" for job_id in worker.ends}
-    assert eventually(lambda: {key.decode() for key in server.redis.scan_iter()} == results), "the last one is acknowledged"
+    assert eventually(lambda: {key.decode() for key in server.redis.scan_iter()} == results), (
+        "the last one is acknowledged"
+    )
     assert all(server.result(job_id)["result"]["queue"] == QUEUE for job_id in worker.ends)
 
 
