@@ -21,7 +21,7 @@ from processes import background, eventually
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits, PictureOutcome, forkserver, make
-from fsworker.thumbnails.forkserver import ForkServer, ServerGoneError
+from fsworker.thumbnails.forkserver import ForkServer, ServerDiedError, ServerGoneError
 
 SLEEP = "import time; time.sleep(600)"
 SECRET = ["hunter", 3]
@@ -140,7 +140,8 @@ def test_a_server_that_hangs_is_replaced(server: ForkServer, monkeypatch: pytest
     first = server.pid
     assert first is not None
     os.kill(first, signal.SIGSTOP)
-    assert ordered(SLEEP, Limits(wall_s=0.2), run=server.run)[1] == "took longer than 0.2 s"
+    with pytest.raises(ServerDiedError, match="hung"):
+        ordered(SLEEP, Limits(wall_s=0.2), run=server.run)
     assert not is_alive(first)
     assert ordered("reporter.failed('a', 'next')", run=server.run)[0].failed == {"a": "next"}
 
@@ -153,7 +154,7 @@ def test_what_a_killed_server_has_forked_dies_with_it(server: ForkServer) -> Non
         time.sleep(0.1)  # it has asked the kernel for this by now
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(ServerGoneError):
+        with pytest.raises(ServerDiedError, match="ended"):
             job.result(30)
     assert eventually(lambda: not is_alive(child))
 
@@ -262,7 +263,7 @@ def test_a_server_that_does_not_start_is_told_and_passed_over(
     with caplog.at_level(logging.WARNING):
         assert thumbnails(data, a="50x").failed == {}
         assert thumbnails(data, a="50x").failed == {}
-    assert [record.getMessage()[:35] for record in caplog.records] == ["the fork server does not start; pic"]
+    assert ["not start" in record.getMessage() for record in caplog.records] == [True, True]
     for broken in ("/nowhere/python", ""):
         monkeypatch.setattr(forkserver, "_TRY_AGAIN_AFTER_S", 0.0)
         monkeypatch.setattr(own_server, "_not_before_s", 0.0)
@@ -291,3 +292,82 @@ server = ForkServer(); server.start(); server._ready_server(); print("ready")
         check=False,
     )
     assert (run.stdout, run.returncode) == ("ready\n", 0), run.stderr
+
+
+def test_a_picture_that_loses_two_servers_is_not_decoded_in_the_worker(
+    own_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the picture that did it, and a fork of the worker has the worker's memory."""
+    asked: list[int] = []
+
+    def run(*_: object) -> tuple[int | None, bool]:
+        asked.append(1)
+        raise ServerDiedError("it ended")
+
+    monkeypatch.setattr(own_server, "run", run)
+    monkeypatch.setattr(make, "run_limited", None)
+    outcome = thumbnails(encoded(chart(), "JPEG"), a="50x")
+    assert list(outcome.failed) == ["a"]
+    assert "the decoder was killed" in outcome.failed["a"]
+    assert len(asked) == 2
+
+
+def test_a_shortage_in_the_server_is_not_the_others_fate(server: ForkServer) -> None:
+    ordered("", run=server.run)
+    assert server.pid is not None
+    first = server.pid
+    assert eventually(lambda: len(os.listdir(f"/proc/{first}/fd")) == 7)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(ordered, "import time; time.sleep(1); reporter.failed('a', 'well')", run=server.run)
+        assert eventually(lambda: len(os.listdir(f"/proc/{first}/fd")) == 9)
+        refused = 0
+        for room in range(7):
+            resource.prlimit(first, resource.RLIMIT_NOFILE, (7 + room, 1024))
+            try:
+                ordered("", run=server.run)
+            except ServerGoneError as error:
+                assert "no room" in str(error)
+                refused += 1
+        assert refused >= 4
+        assert job.result(30)[0].failed == {"a": "well"}
+    resource.prlimit(first, resource.RLIMIT_NOFILE, (1024, 1024))
+    assert ordered("reporter.failed('a', 'next')", run=server.run)[0].failed == {"a": "next"}
+    assert server.pid == first
+
+
+def test_it_starts_where_the_worker_has_no_output(tmp_path: Path) -> None:
+    code = f"""
+import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from engines import ForkServer, ordered
+for closed in (0, 1, 2):
+    os.close(closed)
+server = ForkServer("engines:obey")
+said = ordered("reporter.failed('a', 'here')", run=server.run)[0].failed["a"]
+open({str(tmp_path / "said")!r}, "w").write(said)
+server.stop()
+"""
+    with background(code) as worker:
+        worker.wait(60)
+    assert (tmp_path / "said").read_text() == "here"
+
+
+def test_a_fork_may_come_while_the_lock_is_held(server: ForkServer) -> None:
+    with server._lock:
+        fork = os.fork()
+        if fork == 0:
+            try:
+                server.begin_anew()
+                said = ordered("reporter.failed('a', 'theirs')", run=server.run)[0].failed
+                server.stop()
+                os._exit(0 if said == {"a": "theirs"} else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(fork, 0)[1] == 0
+
+
+def test_modules_are_looked_for_where_the_worker_does_and_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = str(Path(make.__file__).parents[2])
+    monkeypatch.setattr(sys, "path", ["", "/first", here, "/last"])
+    assert forkserver._module_path() == ["/first", here, "/last"]
+    monkeypatch.setattr(sys, "path", ["", "/first"])
+    assert forkserver._module_path() == [here, "/first"]

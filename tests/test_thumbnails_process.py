@@ -140,7 +140,7 @@ class TestLeaks:
             thumbnails(data, a="50x", b="60x")
             thumbnails(data[:500], a="50x")
             thumbnails(b"no picture", a="50x")
-            run_limited(lambda *_: os.kill(os.getpid(), signal.SIGSEGV), 0, {}, Limits())
+            run_limited(lambda *_: signal.raise_signal(signal.SIGSEGV), 0, {}, Limits())
         run_limited(lambda *_: time.sleep(60), 0, {}, Limits(wall_s=0.05))
         assert _open_descriptors() == before
         assert _children() == children

@@ -1,9 +1,9 @@
 """Thumbnails: a picture's bytes and specifications in, thumbnails' bytes out. The only package that imports PIL.
 
-The order of its modules, ground first: ``formats`` (what is decoded at all), ``limits`` (what one picture may cost),
-``outcome`` (results, and how they come out of the limited process), ``source``, ``jpeg``; with Pillow: ``decode``,
-``colour``, ``resize``, ``encode``, ``animation``, and ``render`` over them; ``heap`` and ``child`` (the limited process),
-``make`` and ``files`` (what others call).
+The order of its modules, ground first: ``formats`` (what is decoded at all), ``seccomp`` and ``limits`` (what one picture may
+cost and do), ``outcome`` (results, and how they come out of the limited process), ``source``, ``jpeg``; with Pillow:
+``decode``, ``colour``, ``resize``, ``encode``, ``animation``, and ``render`` over them; ``heap`` and ``child`` (the limited
+process), ``forkserver`` and ``forkserver_process`` (who forks it), ``make`` and ``files`` (what others call).
 """
 
 from __future__ import annotations

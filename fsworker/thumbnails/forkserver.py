@@ -9,15 +9,17 @@ The worker sends it a wish (JSON) with four descriptors: the original, the repor
 ended; it kills that process when the other end is shut. It ends itself, and with it all that it forked, when its worker
 does; nobody has to stop it.
 
-What goes wrong with the server is not the picture's fault: it is made here then (:mod:`~fsworker.thumbnails.child`), and
-the next picture gets a new server.
+What goes wrong with the server is not the picture's fault. One that cannot be sent to a server is decoded in a fork of the
+worker (:mod:`~fsworker.thumbnails.child`). One whose server ended, or hung, goes to a new server, once; never to the worker, for
+it may be the picture that did it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
-import logging
 import os
 import select
 import socket
@@ -33,24 +35,30 @@ from pathlib import Path
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.limits import Limits
 
-log = logging.getLogger(__name__)
-
 ANSWER = struct.Struct("=id")
 """Of a picture's process: its status as of wait(2), and the server's and its processes' processor time until now."""
 READY = b"ready"
 MAX_WISH_BYTES = 100_000
 DESCRIPTORS = 4
 
-_START = "import sys; sys.path[:] = sys.argv[3:]; from fsworker.thumbnails.forkserver_process import main; main()"
+REFUSED = -1
+"""The status of a process that could not be made: the server has no room for it now."""
+
+_START = "import sys; sys.path[:] = sys.argv[4:]; from fsworker.thumbnails.forkserver_process import main; main()"
 _READY_WITHIN_S = 30.0
 _KILLED_WITHIN_S = 5.0
+_ENDED_WITHIN_S = 1.0
 _TRY_AGAIN_AFTER_S = 60.0
 _NEEDED = ("LD_LIBRARY_PATH",)
 _RENDER = "fsworker.thumbnails.render:render"
 
 
 class ServerGoneError(Exception):
-    """The server cannot be used, and what it was asked for has not been done."""
+    """The server cannot be used, and was not asked."""
+
+
+class ServerDiedError(Exception):
+    """The server ended, or hung and was killed, when it had been asked. Nothing of it is left."""
 
 
 class ForkServer:
@@ -77,23 +85,30 @@ class ForkServer:
 
     def start(self) -> None:
         """Start the server and do not wait for it. Failing, it is tried again later."""
-        with self._lock, contextlib.suppress(ServerGoneError):
+        with self._lock, contextlib.suppress(ServerGoneError, OSError):
             self._connect()
 
     def run(
         self, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, report_fd: int, output_fd: int
     ) -> tuple[int | None, bool]:
-        """As :data:`~fsworker.thumbnails.child.Run`. Raises :class:`ServerGoneError`; then no process is left, either."""
+        """As :data:`~fsworker.thumbnails.child.Run`. Raises :class:`ServerGoneError`, :class:`ServerDiedError`.
+
+        Also ``OSError`` where this process can have no descriptor. Whatever is raised, the picture's process is killed.
+        """
         wishes = {name: wish.to_json() for name, wish in specifications.items()}
         message = json.dumps([wishes, astuple(limits)]).encode()
         if len(message) > MAX_WISH_BYTES:
             raise ServerGoneError("too many wishes for one message")
-        server = self._ready_server()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                self._send(server, message, [fd, report_fd, output_fd, theirs.fileno()])
+                server = self._send(message, [theirs.fileno(), fd, report_fd, output_fd])
             return self._wait(server, ours, limits.wall_s)
+
+    def begin_anew(self) -> None:
+        """In a fork of this process: what the process has is not the fork's, and its lock may be held for ever."""
+        self._lock = threading.Lock()
+        self._forget()
 
     def stop(self) -> None:
         """Stop the server, if this process has one, and what it has forked; return when it is gone."""
@@ -103,18 +118,16 @@ class ForkServer:
     # -- the server's life ---------------------------------------------------------------------------------------------
 
     def _ready_server(self) -> socket.socket:
-        with self._lock:
-            server = self._connect()
-            if not self._ready:
-                if not (_readable(server, _READY_WITHIN_S) and server.recv(len(READY)) == READY):
-                    self._discard()
-                    self._not_before_s = time.monotonic() + _TRY_AGAIN_AFTER_S
-                    log.warning(
-                        "the fork server does not start; pictures are decoded in forks of this process meanwhile"
-                    )
-                    raise ServerGoneError("it does not start")
-                self._ready = True
-            return server
+        """Under the lock."""
+        server = self._connect()
+        if not self._ready:
+            # Only looked at, so that it is still there for the next one if this one is interrupted.
+            if not (_readable(server, _READY_WITHIN_S) and server.recv(len(READY), socket.MSG_PEEK) == READY):
+                self._discard()
+                self._not_before_s = time.monotonic() + _TRY_AGAIN_AFTER_S
+                raise ServerGoneError("it does not start")
+            self._ready = True
+        return server
 
     def _connect(self) -> socket.socket:
         """The socket of a server that was started in this process, a new one where there is none. Under the lock."""
@@ -129,16 +142,11 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                number = theirs.fileno()
-                # -I and -S, for neither the environment nor a site's own modules shall add to what is forked.
-                told = ["-I", "-S", "-c", _START, str(number), self._engine, *_module_path()]
-                # The worker's environment has secrets, as a Redis URL with its password.
-                environment = {name: os.environ[name] for name in _NEEDED if name in os.environ}
-                self._process = subprocess.Popen(
-                    [sys.executable, *told], stdin=subprocess.DEVNULL, pass_fds=[number], env=environment, cwd="/"
-                )
-        except OSError as error:
+                self._process = _start(self._engine, theirs)
+        except BaseException as error:
             ours.close()
+            if not isinstance(error, OSError):
+                raise
             self._not_before_s = time.monotonic() + _TRY_AGAIN_AFTER_S
             raise ServerGoneError(str(error)) from error
         ours.settimeout(_READY_WITHIN_S)  # one that hangs takes no wishes
@@ -148,6 +156,8 @@ class ForkServer:
     def _forget(self) -> None:
         if self._socket is not None:
             self._socket.close()
+        if self._process is not None and self._process.returncode is None:
+            self._process.returncode = 0  # not this process's child: nothing to warn of
         self._process, self._socket, self._ready = None, None, False
 
     def _discard(self) -> None:
@@ -156,6 +166,15 @@ class ForkServer:
             self._process.wait()
         self._forget()
 
+    def _lives(self) -> bool:
+        """Whether the server is there a moment later: a process that ends closes its sockets first."""
+        with self._lock:
+            if self._process is None:
+                return False
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ENDED_WITHIN_S)
+            return self._process.returncode is None
+
     def _lose(self, server: socket.socket) -> None:
         with self._lock:
             if self._socket is server:
@@ -163,12 +182,17 @@ class ForkServer:
 
     # -- one picture ---------------------------------------------------------------------------------------------------
 
-    def _send(self, server: socket.socket, message: bytes, descriptors: list[int]) -> None:
-        try:
-            socket.send_fds(server, [message], descriptors)
-        except OSError as error:
-            self._lose(server)
-            raise ServerGoneError(str(error)) from error
+    def _send(self, message: bytes, descriptors: list[int]) -> socket.socket:
+        # Under the lock, so that no other thread closes the socket meanwhile and its number becomes another's.
+        with self._lock:
+            server = self._ready_server()
+            try:
+                socket.send_fds(server, [message], descriptors)
+            except OSError as error:
+                if error.errno not in (errno.EMSGSIZE, errno.ETOOMANYREFS):
+                    self._discard()
+                raise ServerGoneError(str(error)) from error
+            return server
 
     def _wait(self, server: socket.socket, control: socket.socket, wall_s: float) -> tuple[int | None, bool]:
         finished, answer = False, b""
@@ -181,14 +205,31 @@ class ForkServer:
             if _readable(control, _KILLED_WITHIN_S):
                 with contextlib.suppress(ConnectionResetError):
                     answer = control.recv(ANSWER.size)
-            if not answer:
+            lives = not answer and finished and self._lives()  # it had no room for so much as where to answer
+            if not answer and not lives:
                 self._lose(server)
-        if answer:
-            status, self.processor_s = ANSWER.unpack(answer)
-            return status, not finished
-        if not finished:
-            return None, True
-        raise ServerGoneError("it ended")
+        if lives:
+            raise ServerGoneError("it has no room now")
+        if not answer:
+            raise ServerDiedError("it ended" if finished else "it hung")
+        status, self.processor_s = ANSWER.unpack(answer)
+        if status == REFUSED:
+            raise ServerGoneError("it has no room now")
+        return status, not finished
+
+
+def _start(engine: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    # The worker's environment has secrets, as a Redis URL with its password.
+    environment = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+    number = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # the first three will be /dev/null, if they are not taken
+    try:
+        # -I and -S, for neither the environment nor a site's own modules shall add to what is forked.
+        told = ["-I", "-S", "-c", _START, str(number), engine, str(os.getpid()), *_module_path()]
+        return subprocess.Popen(
+            [sys.executable, *told], stdin=subprocess.DEVNULL, pass_fds=[number], env=environment, cwd="/"
+        )
+    finally:
+        os.close(number)
 
 
 def _readable(stream: socket.socket, timeout_s: float) -> bool:
@@ -198,6 +239,7 @@ def _readable(stream: socket.socket, timeout_s: float) -> bool:
 
 
 def _module_path() -> list[str]:
-    """Where this process finds its modules, this package first of all: however it was installed, that is the one."""
+    """Where this process finds its modules, and this package in any case, however it was installed."""
     here = str(Path(__file__).parents[2])
-    return list(dict.fromkeys([here, *(os.path.abspath(entry) for entry in sys.path)]))
+    path = [os.path.abspath(entry) for entry in sys.path if entry]
+    return path if here in path else [here, *path]

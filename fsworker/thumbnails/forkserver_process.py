@@ -6,6 +6,7 @@ It trusts what its worker sends, and nothing else; it never looks at a picture.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -22,7 +23,7 @@ from typing import NoReturn
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.child import Engine, decode_and_exit
-from fsworker.thumbnails.forkserver import ANSWER, DESCRIPTORS, MAX_WISH_BYTES, READY
+from fsworker.thumbnails.forkserver import ANSWER, DESCRIPTORS, MAX_WISH_BYTES, READY, REFUSED
 from fsworker.thumbnails.limits import Limits, Renounced, address_space_bytes, confine, renounce
 from fsworker.thumbnails.outcome import Reporter
 from fsworker.thumbnails.render import warm_up
@@ -30,7 +31,10 @@ from fsworker.thumbnails.render import warm_up
 
 def main() -> None:
     """Serve the socket whose descriptor is the first argument, with the engine that is the second, to the worker's end."""
-    worker = os.pidfd_open(os.getppid())
+    parent = int(sys.argv[3])
+    worker = fcntl.fcntl(os.pidfd_open(parent), fcntl.F_DUPFD_CLOEXEC, 3)  # the first three will be /dev/null
+    if os.getppid() != parent:  # it ended before the line above
+        return
     wishes = socket.socket(fileno=int(sys.argv[1]))
     module, function = sys.argv[2].split(":")
     engine: Engine = getattr(importlib.import_module(module), function)
@@ -82,19 +86,30 @@ class _Server:
         if not message:
             _leave()
         try:
-            if len(descriptors) == DESCRIPTORS:  # else this process has no room for them: the worker sees the hang-up
-                self._fork(message, *descriptors)
+            if len(descriptors) == DESCRIPTORS:
+                self._fork(message, descriptors)
+            elif descriptors:  # no room for all of them
+                _refuse(descriptors[0])
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _fork(self, message: bytes, picture: int, report: int, output: int, control: int) -> None:
+    def _fork(self, message: bytes, descriptors: list[int]) -> None:
+        control, picture, report, output = descriptors
         wishes, numbers = json.loads(message)
         specifications = {name: Thumbnail.parse(wish) for name, wish in wishes.items()}
-        limits, space_bytes = Limits(*numbers), address_space_bytes()
+        limits = Limits(*numbers)
+        try:
+            space_bytes = address_space_bytes()
+            kept = socket.socket(fileno=os.dup(control))
+        except OSError:
+            _refuse(control)
+            return
         try:
             pid = os.fork()
-        except OSError:  # the worker sees the hang-up, and tries it itself
+        except OSError:
+            kept.close()
+            _refuse(control)
             return
         if pid == 0:
             keep = frozenset((picture, report, output))
@@ -103,7 +118,8 @@ class _Server:
                 confine(limits, keep, self._pid, space_bytes, self._renounced)
 
             decode_and_exit(self._engine, picture, specifications, limits, Reporter(report, output), confine_itself)
-        child = _Child(pid, socket.socket(fileno=os.dup(control)), os.pidfd_open(pid))
+        os.close(descriptors.pop())  # so that there is room for the next line
+        child = _Child(pid, kept, os.pidfd_open(pid))
         self._watch(child.watch, select.POLLIN, partial(self._end, child))
         self._watch(child.control.fileno(), select.POLLIN | select.POLLRDHUP, partial(self._kill, child))
 
@@ -115,12 +131,19 @@ class _Server:
 
     def _end(self, child: _Child) -> None:
         child.ended = True
-        status = os.waitpid(child.pid, 0)[1]
+        reaped, status = os.waitpid(child.pid, os.WNOHANG)
+        if not reaped:  # something traces it, and holds it: the other pictures shall not wait for that
+            status = signal.SIGKILL
         self._forget(child.watch)
         os.close(child.watch)
         self._forget(child.control.fileno())
         with child.control, contextlib.suppress(OSError):
             child.control.send(ANSWER.pack(status, _processor_s()))
+
+
+def _refuse(control: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(control, ANSWER.pack(REFUSED, _processor_s()))
 
 
 def _leave() -> NoReturn:

@@ -16,6 +16,8 @@ import signal
 import struct
 from dataclasses import dataclass
 
+from fsworker.thumbnails.seccomp import CallFilter
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _LAST_DESCRIPTOR = 2**31 - 1
@@ -68,9 +70,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Renounced:
-    """What a process has given up for itself and its forks. ``ruleset_fd`` is the second wall for each fork, or -1."""
+    """What a process has given up for itself and its forks, and further walls for each fork: Landlock's (or -1), seccomp's."""
 
     ruleset_fd: int
+    calls: CallFilter
 
 
 def renounce(keep: frozenset[int] = frozenset()) -> Renounced:
@@ -91,7 +94,7 @@ def renounce(keep: frozenset[int] = frozenset()) -> Renounced:
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if hasattr(_libc, "capset"):  # root in a container could raise its limits again
         _libc.capset(_THIS_PROCESS, _NO_CAPABILITIES)
-    return Renounced(_landlock_ruleset())
+    return Renounced(_landlock_ruleset(), CallFilter())
 
 
 def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int, renounced: Renounced) -> None:
@@ -99,8 +102,8 @@ def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int,
 
     ``keep`` are the descriptors that stay open, beside 0, 1 and 2; ``parent`` is the process it came from, and
     ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made at all: no file, no socket,
-    no pipe. Where the kernel has Landlock, the process can also change no directory (a file can be unlinked without a
-    descriptor) and signal no other process.
+    no pipe. Nor can a process be made, or another one be reached. Where the kernel has Landlock, the process can also change
+    no directory (a file can be unlinked without a descriptor).
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
@@ -113,6 +116,7 @@ def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int,
     _lower(resource.RLIMIT_CPU, limits.cpu_whole_s, limits.cpu_whole_s + 1)
     _lower(resource.RLIMIT_FSIZE, limits.output_bytes, limits.output_bytes)
     _lower(resource.RLIMIT_NOFILE, 0, 0)
+    renounced.calls.apply()
 
 
 class BlockedSignals:

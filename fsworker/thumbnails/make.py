@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 from collections.abc import Mapping
 
 from PIL import __version__ as pillow_version
@@ -13,7 +14,7 @@ from PIL import features
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.child import collect, run_limited
 from fsworker.thumbnails.decode import HEIF_VERSION
-from fsworker.thumbnails.forkserver import ForkServer, ServerGoneError
+from fsworker.thumbnails.forkserver import ForkServer, ServerDiedError, ServerGoneError
 from fsworker.thumbnails.formats import MEDIA_TYPE, SIGNATURE_BYTES, sniff
 from fsworker.thumbnails.limits import Limits
 from fsworker.thumbnails.outcome import Made, PictureOutcome, Report
@@ -61,17 +62,23 @@ def start_fork_server() -> None:
     global _server
     if _server is None:
         _server = ForkServer()
+        os.register_at_fork(after_in_child=_server.begin_anew)
         atexit.register(_server.stop)  # it would end by itself; so there is nothing to warn of
     _server.start()
 
 
 def _decode(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits) -> tuple[Report, str | None]:
-    if _server is not None:
+    if _server is None:
+        return run_limited(render, fd, specifications, limits)
+    for _ in range(2):
         try:
             return collect(_server.run, fd, specifications, limits)
         except ServerGoneError as error:
-            log.info("a picture is decoded in a fork of this process: the fork server cannot do it: %s", error)
-    return run_limited(render, fd, specifications, limits)
+            log.warning("a picture is decoded in a fork of this process: the fork server cannot take it: %s", error)
+            return run_limited(render, fd, specifications, limits)
+        except ServerDiedError as error:
+            log.warning("a picture's fork server was lost: %s", error)
+    return collect(lambda *_: (signal.SIGKILL, False), fd, specifications, limits)
 
 
 def _is_as_told(made: Made) -> bool:
