@@ -312,6 +312,20 @@ def test_a_picture_that_loses_two_servers_is_not_decoded_in_the_worker(
     assert len(asked) == 2
 
 
+def test_a_server_that_died_is_not_taken_for_the_one_after_it(server: ForkServer) -> None:
+    """Another thread may have replaced it: its picture would come to the worker, as if there had only been no room."""
+    ordered("", run=server.run)
+    first, died = server.pid, server._socket
+    assert first is not None
+    assert died is not None
+    assert server._lives(died)
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    ordered("", run=server.run)
+    assert server.pid != first
+    assert not server._lives(died)
+
+
 def test_a_shortage_in_the_server_is_not_the_others_fate(server: ForkServer) -> None:
     ordered("", run=server.run)
     assert server.pid is not None

@@ -166,10 +166,10 @@ class ForkServer:
             self._process.wait()
         self._forget()
 
-    def _lives(self) -> bool:
-        """Whether the server is there a moment later: a process that ends closes its sockets first."""
+    def _lives(self, server: socket.socket) -> bool:
+        """Whether that server, and not one after it, is there a moment later: who ends closes its sockets first."""
         with self._lock:
-            if self._process is None:
+            if self._process is None or self._socket is not server:
                 return False
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_ENDED_WITHIN_S)
@@ -205,7 +205,7 @@ class ForkServer:
             if _readable(control, _KILLED_WITHIN_S):
                 with contextlib.suppress(ConnectionResetError):
                     answer = control.recv(ANSWER.size)
-            lives = not answer and finished and self._lives()  # it had no room for so much as where to answer
+            lives = not answer and finished and self._lives(server)  # it had no room for so much as where to answer
             if not answer and not lives:
                 self._lose(server)
         if lives:

@@ -34,7 +34,7 @@ from fsworker.thumbnails.resize import region_of, resize
 from fsworker.thumbnails.source import SourceFile
 
 SHARED_LONG_SIDES_PX = (500, 2000)
-"""A JPEG is decoded at the smallest scale that leaves at least this much: for thumbnails up to 512, and up to 1600."""
+"""A JPEG is decoded at the smallest scale that leaves at least this much: for thumbnails up to 400, and up to 1600."""
 DRAFT_GAP = 1.25
 """How much larger than a thumbnail its JPEG's decode must be, or the scaled decode's own filter would show."""
 
