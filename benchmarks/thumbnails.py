@@ -5,9 +5,10 @@
 Each case is timed in processor time of one thread (a child's included), the contenders by turns in one run; read the
 ratios, not the milliseconds. *fsworker* is the whole path with everything on: fork server, child, limits, orientation,
 profile, stripping; the server's own time counts. *naive* is Pillow as most people write it: open, convert, ``thumbnail``,
-save, once for each size. *pipeline* is ours without the child, so the difference is what the child costs. *forked* is the
-pipeline in a bare fork of the smallest process that has the decoders, without any limit: no process for each picture can
-cost less on this machine. ``convert`` and pyvips are in the table where
+save, once for each size. *pipeline* is ours without the child, so the difference is what the child costs (*child ms*).
+*bare ms* is the same for a bare fork of the smallest process that has the decoders, without any limit: no process for
+each picture can cost less on this machine. *alone ms* is how much longer, by the clock, a picture waits for the child if it
+comes after a pause: a spare process was made ready in that. ``convert`` and pyvips are in the table where
 they are installed: ``pip install --target DIRECTORY pyvips pyvips-binary``, and that directory in ``PYTHONPATH``.
 pyvips decodes for the largest size and makes each smaller one from the larger.
 """
@@ -39,6 +40,7 @@ from fsworker.thumbnails.render import render
 
 HAS_PYVIPS = importlib.util.find_spec("pyvips") is not None  # not loaded where it would be forked for nothing
 SIZES = {"one (100)": (100,), "one (512)": (512,), "three": (100, 512, 1600)}
+PAUSE_S = 0.2
 LIMITS = Limits(max_pixels=60_000_000, memory_bytes=2**30)
 
 
@@ -182,7 +184,7 @@ def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> 
     """
     best: dict[str, float] = {}
     for _ in range(rounds):
-        for name in contenders():
+        for name in (*contenders(), "fsworker-alone", "pipeline-alone"):
             told = ["--measure", name, str(path), ",".join(map(str, sizes)), output]
             run = subprocess.run([sys.executable, __file__, *told], capture_output=True, text=True, check=True)
             best[name] = min(best.get(name, 1e9), float(run.stdout))
@@ -190,7 +192,11 @@ def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> 
 
 
 def measure_here(name: str, path: str, sizes: str, output: str) -> float:
-    """The least of some runs of one contender in this process: at least three, and two seconds of them."""
+    """The least of some runs of one contender in this process: at least three, and two seconds of them.
+
+    *name*-alone: in milliseconds by the clock, with a pause before each, and three seconds of them.
+    """
+    name, _, alone = name.partition("-")
     contender, best = contenders()[name], 1e9
     if name == "fsworker":
         start_fork_server()
@@ -203,12 +209,15 @@ def measure_here(name: str, path: str, sizes: str, output: str) -> float:
 
         pyvips.concurrency_set(1)
         pyvips.cache_set_max(0)
-    runs, ends_s = 0, time.monotonic() + 2
+    clock = time.perf_counter if alone else processor_s
+    runs, ends_s = 0, time.monotonic() + (3 if alone else 2)
     while runs < 3 or time.monotonic() < ends_s:
         runs += 1
-        before = processor_s()
+        if alone:
+            time.sleep(PAUSE_S)
+        before = clock()
         contender(Path(path), tuple(map(int, sizes.split(","))), output)  # type: ignore[arg-type]
-        best = min(best, 1000 * (processor_s() - before))
+        best = min(best, 1000 * (clock() - before))
     return best
 
 
@@ -241,7 +250,7 @@ def main() -> None:
     print("ms of processor time (times faster than naive); then fsworker against the others, and the child's cost")
     against = [name for name in ("convert", "pyvips") if name in names]
     head = "".join(f"{name:>18}" for name in names) + "".join(f"{f'of {name}':>12}" for name in against)
-    print(f"{'picture':16} {'sizes':10} {'out':5}{head}{'child ms':>10}{'bare ms':>9}{'memory':>10}")
+    print(f"{'picture':16} {'sizes':10} {'out':5}{head}{'child ms':>10}{'bare ms':>9}{'alone ms':>10}{'memory':>10}")
     with tempfile.TemporaryDirectory() as directory:
         for picture, path in cases(Path(directory), options.only.split(",")):
             memory = f"{peak_memory_mb(path):.0f} MiB"
@@ -251,6 +260,7 @@ def main() -> None:
                     row = "".join(f"{best[name]:10.1f} ({best['naive'] / best[name]:5.2f})" for name in names)
                     row += "".join(f"{best[name] / best['fsworker']:11.2f}x" for name in against)
                     row += f"{best['fsworker'] - best['pipeline']:10.1f}{best['forked'] - best['pipeline']:9.1f}"
+                    row += f"{best['fsworker-alone'] - best['pipeline-alone']:10.1f}"
                     print(f"{picture:16} {label:10} {output:5}{row}{memory:>10}", flush=True)
 
 

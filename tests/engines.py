@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+
+from processes import children, eventually, is_alive, state
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits
@@ -31,6 +34,31 @@ def ordered(code: str, limits: Limits | None = None, *, run: Run | None = None) 
         return collect(run, fd, wishes, limits or Limits())
     finally:
         os.close(fd)
+
+
+def waiting_spare(server: ForkServer) -> int:
+    """The process that waits for the server's next picture: there is one a moment after a picture."""
+    if not children(server.pid):
+        ordered("", run=server.run)
+    assert eventually(lambda: [state(child) for child in children(server.pid)] == ["S"]), "no spare"
+    return children(server.pid)[0]
+
+
+def by_spare(server: ForkServer) -> Limited:
+    """As :func:`ordered`, in a process that was waiting for the picture."""
+
+    def run(code: str, limits: Limits | None = None) -> tuple[Report, str | None]:
+        spare = waiting_spare(server)
+        result = ordered(code, limits, run=server.run)
+        assert not is_alive(spare), "the spare was not used"
+        return result
+
+    return run
+
+
+def by_fork(server: ForkServer) -> Limited:
+    """As :func:`ordered`, in a process that the server forks for the picture."""
+    return partial(ordered, run=server.run)
 
 
 @contextmanager

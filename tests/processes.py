@@ -84,6 +84,25 @@ def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool
     return True
 
 
+def children(pid: int | None) -> list[int]:
+    """The processes that a process has now."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for text in lists for child in text.read_text().split()]
+
+
+def state(pid: int) -> str:
+    """A process's state as of proc_pid_stat(5): R, S, Z …; X if it is not there."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    return state(pid) not in ("Z", "X")
+
+
 @contextmanager
 def background(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Python code in a process group of its own, with fsworker importable and its output in a pipe; killed after."""

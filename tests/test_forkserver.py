@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from engines import obedient_server, ordered
+from engines import obedient_server, ordered, waiting_spare
 from images import chart, encoded, thumbnails
-from processes import background, eventually
+from processes import background, children, eventually, is_alive
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits, PictureOutcome, forkserver, make
@@ -40,20 +40,6 @@ def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServer]:
     monkeypatch.setattr(make, "_server", started)
     yield started
     started.stop()
-
-
-def children(pid: int | None) -> list[int]:
-    """The processes that a process has now."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for text in lists for child in text.read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def bytes_of(outcome: PictureOutcome) -> dict[str, bytes]:
@@ -173,11 +159,11 @@ threading.Event().wait()
         assert worker.stdout is not None
         server = int(worker.stdout.readline())
         assert eventually(lambda: children(server))
-        (child,) = children(server)
         time.sleep(0.1)
+        forked = children(server)
         worker.kill()
         worker.wait()
-        assert eventually(lambda: not is_alive(server) and not is_alive(child))
+        assert eventually(lambda: not any(map(is_alive, [server, *forked])))
 
 
 def test_a_fork_of_the_worker_has_a_server_of_its_own(server: ForkServer) -> None:
@@ -218,17 +204,15 @@ reporter.failed("a", len(seen))
         kinds = [os.readlink(entry).split(":")[0] for entry in (process / "fd").iterdir()]
         return kinds.count("socket"), set(kinds) - {"socket"}
 
-    # The last picture's own socket is closed a moment after its answer. The worker's pidfd and Landlock's are anonymous.
-    assert eventually(lambda: sockets_and_others() == (1, {"/dev/null", "anon_inode"})), sockets_and_others()
+    # The worker's and the spare's; the last picture's own is closed. The pidfds and Landlock's are anonymous.
+    assert eventually(lambda: sockets_and_others() == (2, {"/dev/null", "anon_inode"})), sockets_and_others()
 
 
 def test_descriptors_do_not_add_up(server: ForkServer) -> None:
-    ordered("", run=server.run)
-
     def counts() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server.pid}/fd"))
 
-    time.sleep(0.2)  # the picture's own socket is closed a moment after its answer
+    waiting_spare(server)
     before = counts()
     for _ in range(15):
         ordered("", run=server.run)

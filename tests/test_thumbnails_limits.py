@@ -8,11 +8,10 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
-from engines import Limited, obedient_server, ordered
+from engines import Limited, by_fork, by_spare, obedient_server, ordered
 from images import chart, corpus, encoded, reason, thumbnail, thumbnails
 from PIL import Image
 
@@ -46,10 +45,10 @@ def server() -> Iterator[ForkServer]:
         yield started
 
 
-@pytest.fixture(params=["fork", "server"])
+@pytest.fixture(params=["fork", "server", "spare"])
 def limited(request: pytest.FixtureRequest, server: ForkServer) -> Limited:
-    """Runs the engine that obeys its picture: in a fork of this process, and by a fork server."""
-    return ordered if request.param == "fork" else partial(ordered, run=server.run)
+    """Runs the engine that obeys its picture: in a fork of this process, of a fork server, and in the server's spare."""
+    return {"fork": ordered, "server": by_fork(server), "spare": by_spare(server)}[request.param]
 
 
 class TestHostileCorpus:

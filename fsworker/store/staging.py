@@ -27,7 +27,7 @@ class Candidate:
 
     __slots__ = ("data", "fd", "hash", "size_bytes")
 
-    def __init__(self, name: Hash, size_bytes: int, *, data: bytes | None = None, fd: int | None = None) -> None:
+    def __init__(self, name: Hash, size_bytes: int, data: bytes | None, fd: int | None = None) -> None:
         self.hash = name
         self.size_bytes = size_bytes
         self.data = data
@@ -35,9 +35,8 @@ class Candidate:
 
     def equals(self, stored_fd: int) -> bool:
         """Compare with a stored file, byte by byte."""
-        if self.data is not None:
-            return durable.equals(stored_fd, self.data)
-        return durable.same_bytes(self.file, stored_fd)
+        data = self.data
+        return durable.same_bytes(self.file, stored_fd) if data is None else durable.equals(stored_fd, data)
 
     @property
     def file(self) -> int:
@@ -114,7 +113,7 @@ class Stager(ObjectReader):
             except BaseException:
                 durable.close_unnamed(fd)
                 raise
-        return Candidate(Hash(copied.sha1), copied.size_bytes, fd=fd)
+        return Candidate(Hash(copied.sha1), copied.size_bytes, None, fd)
 
     def _clone(self, source_fd: int, fd: int, filled: int) -> bool:
         """Share the blocks of a regular file that was read from its beginning. False where that cannot be."""
@@ -160,7 +159,7 @@ def candidate_of(data: bytes) -> Candidate:
     """The candidate for content in memory. ``TypeError`` for what are no bytes; what could change is copied first."""
     if not isinstance(data, bytes):
         data = bytes(memoryview(data))
-    return Candidate(Hash(hashlib.sha1(data, usedforsecurity=False).hexdigest()), len(data), data=data)
+    return Candidate(Hash(hashlib.sha1(data, usedforsecurity=False).hexdigest()), len(data), data)
 
 
 def open_source(path: str | os.PathLike[str]) -> int:
@@ -179,7 +178,7 @@ def _head_of(fd: int) -> tuple[bytes, bool]:
     head = os.read(fd, _HEAD_BYTES)
     if len(head) == _HEAD_BYTES:
         return head, False
-    more = os.read(fd, _HEAD_BYTES)
+    more = os.read(fd, 1)  # nothing, nearly always: room for more costs as much as the call
     return head + more, not more
 
 

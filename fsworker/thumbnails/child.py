@@ -87,10 +87,11 @@ def _run(
     if child == 0:
         keep = frozenset((fd, report_fd, output_fd))
 
-        def confine_itself() -> None:
+        def prepare() -> None:
             confine(limits, keep, parent, space_bytes, renounce(keep))
+            use_large_pages()
 
-        decode_and_exit(engine, fd, specifications, limits, Reporter(report_fd, output_fd), confine_itself)
+        decode_and_exit(engine, fd, specifications, limits, Reporter(report_fd, output_fd), prepare)
     finished = False
     try:
         signals.restore()
@@ -109,14 +110,13 @@ def decode_and_exit(
     specifications: Mapping[str, Thumbnail],
     limits: Limits,
     reporter: Reporter,
-    confine_itself: Callable[[], None],
+    prepare: Callable[[], None],
 ) -> NoReturn:
-    """What a newly forked process does. Its status says how it went."""
+    """What a forked process does; ``prepare`` gives it its limits. Its status says how it went."""
     code = _FAILED
     try:
         gc.disable()  # a collection would touch, and so copy, the pages that are shared with the parent
-        confine_itself()
-        use_large_pages()
+        prepare()
         engine(fd, specifications, limits, reporter)
         code = 0
     except MemoryError:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import select
 import socket
@@ -29,16 +28,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import astuple
 from pathlib import Path
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.limits import Limits
+from fsworker.thumbnails.wish import MAX_WISH_BYTES, format_wish
 
 ANSWER = struct.Struct("=id")
 """Of a picture's process: its status as of wait(2), and the server's and its processes' processor time until now."""
 READY = b"ready"
-MAX_WISH_BYTES = 100_000
 DESCRIPTORS = 4
 
 REFUSED = -1
@@ -95,8 +93,7 @@ class ForkServer:
 
         Also ``OSError`` where this process can have no descriptor. Whatever is raised, the picture's process is killed.
         """
-        wishes = {name: wish.to_json() for name, wish in specifications.items()}
-        message = json.dumps([wishes, astuple(limits)]).encode()
+        message = format_wish(specifications, limits)
         if len(message) > MAX_WISH_BYTES:
             raise ServerGoneError("too many wishes for one message")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

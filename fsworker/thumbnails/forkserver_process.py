@@ -9,24 +9,29 @@ import contextlib
 import fcntl
 import gc
 import importlib
-import json
 import os
 import resource
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails.child import Engine, decode_and_exit
-from fsworker.thumbnails.forkserver import ANSWER, DESCRIPTORS, MAX_WISH_BYTES, READY, REFUSED
+from fsworker.thumbnails.forkserver import ANSWER, DESCRIPTORS, READY, REFUSED
+from fsworker.thumbnails.heap import use_large_pages
 from fsworker.thumbnails.limits import Limits, Renounced, address_space_bytes, confine, renounce
 from fsworker.thumbnails.outcome import Reporter
 from fsworker.thumbnails.render import warm_up
+from fsworker.thumbnails.spare import LEAST_MEMORY_BYTES, Spare, fork_spare
+from fsworker.thumbnails.wish import MAX_WISH_BYTES, parse_wish
+
+_PAUSE_MS = 100
+"""So long after a picture without another one, a spare is made."""
 
 
 def main() -> None:
@@ -63,14 +68,20 @@ class _Server:
         self._pid = os.getpid()
         self._poll = select.poll()
         self._on: dict[int, Callable[[], None]] = {}
+        self._running = 0
+        self._spare: Spare | None = None
+        self._spare_wanted = False
         self._watch(wishes.fileno(), select.POLLIN, self._begin)
 
     def serve(self, worker: int) -> None:
         """Until the worker has ended, or closed the socket. What is still decoding then dies with this process."""
         self._watch(worker, select.POLLIN, _leave)
         while True:
+            events = self._poll.poll(_PAUSE_MS if self._spare_wanted and not self._running else None)
+            if not events:
+                self._prepare_spare()
             # All looked up before any is called: a number that one of them closes may be another's at once.
-            for act in [self._on[fd] for fd, _ in self._poll.poll()]:
+            for act in [self._on[fd] for fd, _ in events]:
                 act()
 
     def _watch(self, fd: int, events: int, act: Callable[[], None]) -> None:
@@ -81,47 +92,85 @@ class _Server:
         if self._on.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
+    # -- the spare -----------------------------------------------------------------------------------------------------
+
+    def _prepare_spare(self) -> None:
+        self._spare_wanted = False  # until a picture has been made: one that dies at once is not made again and again
+        with contextlib.suppress(OSError):
+            self._spare = spare = fork_spare(self._engine, address_space_bytes(), self._renounced)
+            self._watch(spare.watch, select.POLLIN, partial(self._lose_spare, spare))
+
+    def _lose_spare(self, spare: Spare) -> None:
+        """It has ended without a picture: the kernel needed its memory, say."""
+        if self._spare is spare:
+            self._spare = None
+            self._forget(spare.watch)
+            spare.close()
+            os.close(spare.watch)
+            os.waitpid(spare.pid, os.WNOHANG)
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
     def _begin(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._wishes, MAX_WISH_BYTES, DESCRIPTORS)
         if not message:
             _leave()
         try:
             if len(descriptors) == DESCRIPTORS:
-                self._fork(message, descriptors)
+                self._take(message, descriptors)
             elif descriptors:  # no room for all of them
                 _refuse(descriptors[0])
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _fork(self, message: bytes, descriptors: list[int]) -> None:
-        control, picture, report, output = descriptors
-        wishes, numbers = json.loads(message)
-        specifications = {name: Thumbnail.parse(wish) for name, wish in wishes.items()}
-        limits = Limits(*numbers)
+    def _take(self, message: bytes, descriptors: list[int]) -> None:
+        control = descriptors[0]
+        specifications, limits = parse_wish(message)
         try:
-            space_bytes = address_space_bytes()
             kept = socket.socket(fileno=os.dup(control))
         except OSError:
             _refuse(control)
             return
-        try:
-            pid = os.fork()
-        except OSError:
-            kept.close()
-            _refuse(control)
-            return
+        child = None
+        if limits.memory_bytes >= LEAST_MEMORY_BYTES:
+            child = self._use_spare(message, descriptors[1:], kept)
+        if child is None:
+            try:
+                child = self._fork(specifications, limits, descriptors, kept)
+            except OSError:
+                kept.close()
+                _refuse(control)
+                return
+        self._running += 1
+        self._watch(child.watch, select.POLLIN, partial(self._end, child))
+        self._watch(kept.fileno(), select.POLLIN | select.POLLRDHUP, partial(self._kill, child))
+
+    def _use_spare(self, message: bytes, descriptors: list[int], control: socket.socket) -> _Child | None:
+        spare = self._spare
+        if spare is None or not spare.take(message, descriptors):
+            return None
+        self._spare = None
+        self._forget(spare.watch)
+        spare.close()
+        return _Child(spare.pid, control, spare.watch)
+
+    def _fork(
+        self, specifications: Mapping[str, Thumbnail], limits: Limits, descriptors: list[int], control: socket.socket
+    ) -> _Child:
+        _, picture, report, output = descriptors
+        space_bytes = address_space_bytes()
+        pid = os.fork()
         if pid == 0:
             keep = frozenset((picture, report, output))
 
-            def confine_itself() -> None:
+            def prepare() -> None:
                 confine(limits, keep, self._pid, space_bytes, self._renounced)
+                use_large_pages()
 
-            decode_and_exit(self._engine, picture, specifications, limits, Reporter(report, output), confine_itself)
+            decode_and_exit(self._engine, picture, specifications, limits, Reporter(report, output), prepare)
         os.close(descriptors.pop())  # so that there is room for the next line
-        child = _Child(pid, kept, os.pidfd_open(pid))
-        self._watch(child.watch, select.POLLIN, partial(self._end, child))
-        self._watch(child.control.fileno(), select.POLLIN | select.POLLRDHUP, partial(self._kill, child))
+        return _Child(pid, control, os.pidfd_open(pid))
 
     def _kill(self, child: _Child) -> None:
         """The worker waits no longer."""
@@ -131,6 +180,8 @@ class _Server:
 
     def _end(self, child: _Child) -> None:
         child.ended = True
+        self._running -= 1
+        self._spare_wanted = self._spare is None
         reaped, status = os.waitpid(child.pid, os.WNOHANG)
         if not reaped:  # something traces it, and holds it: the other pictures shall not wait for that
             status = signal.SIGKILL

@@ -26,6 +26,13 @@ if _CAN:
     _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
+def touch_large_page() -> None:
+    """Have the first large page at hand before it is needed: the kernel fills it with zeros, which takes time."""
+    if _CAN and (room := _libc.malloc(_LARGE_PAGE_BYTES)):
+        ctypes.memset(room, 0, _LARGE_PAGE_BYTES)
+        _libc.free(room)
+
+
 def use_large_pages() -> None:
     """Prepare the heap of a process that is to live for one picture. A memory limit that is too tight is respected."""
     if not _CAN:

@@ -110,7 +110,7 @@ def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int,
         os._exit(1)
     if renounced.ruleset_fd >= 0:
         _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, renounced.ruleset_fd, 0)
-    _close_descriptors(keep)
+    close_descriptors(keep)
     _lower(resource.RLIMIT_AS, space_bytes + limits.memory_bytes, space_bytes + limits.memory_bytes)
     # The soft limit ends the process by SIGXCPU, which names the cause; the hard one is for whoever ignores that.
     _lower(resource.RLIMIT_CPU, limits.cpu_whole_s, limits.cpu_whole_s + 1)
@@ -158,7 +158,8 @@ def _volunteer_for_the_oom_killer() -> None:
         os.close(descriptor)
 
 
-def _close_descriptors(keep: frozenset[int]) -> None:
+def close_descriptors(keep: frozenset[int]) -> None:
+    """Close all descriptors of this process from 3 on but those in ``keep``."""
     first = 3
     for kept in (*sorted(descriptor for descriptor in keep if descriptor > 2), _LAST_DESCRIPTOR + 1):
         if first < kept and _libc.syscall(_SYS_CLOSE_RANGE, first, ctypes.c_uint(kept - 1), 0) != 0:

@@ -63,7 +63,7 @@ def render(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, rep
         reporter.input_error(raw.error)
 
 
-def warm_up() -> None:
+def warm_up(rounds: int = _WARM_UP_ROUNDS) -> None:
     """Run the pipeline on a small picture of our own, so that each process forked from this one finds it run in.
 
     Else every such process resolves the same symbols, fills the same caches and specialises the same byte code anew, on
@@ -75,7 +75,7 @@ def warm_up() -> None:
     os.pwrite(output.fd, stream.getvalue(), 0)
     reporter = Reporter(report.fd, report.fd)
     try:
-        for _ in range(_WARM_UP_ROUNDS):
+        for _ in range(rounds):
             source = cast("BinaryIO", io.BufferedReader(SourceFile(output.fd), 2**16))
             _render(source, {"a": Thumbnail("20x20"), "b": Thumbnail("30x30", format="webp")}, Limits(), reporter)
     finally:
