@@ -56,6 +56,23 @@ def test_with_redis_away_an_upload_is_safe_and_queued(offline: Client, store: St
         job.get(timeout=0)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("step", ["rename", "sync"])
+def test_a_drop_that_is_interrupted_leaves_nothing(
+    step: str, error: type[BaseException], offline: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ends a request which takes too long raises ``SystemExit``: nobody gets a job then."""
+
+    def interrupted(*_args: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpoolDirectory, step, interrupted)
+        with pytest.raises(error):
+            offline.ingest(b"content")
+    assert sorted(os.listdir(spool(store))) == [".store.json"]
+
+
 def test_many_uploads_do_not_each_wait_for_an_absent_redis(offline: Client) -> None:
     tried = []
     offline._bell._connection = lambda: tried.append(1)  # type: ignore[method-assign, assignment, return-value, func-returns-value]

@@ -61,7 +61,7 @@ class Dropper:
     def commit(self, written: Sequence[Dropped], *, sync_content: bool = False) -> None:
         """Give uploads whose content is on disk their names, durably: from here on they are accepted.
 
-        With ``sync_content`` their content is put there first. On an error none is accepted.
+        With ``sync_content`` their content is put there first. On an error none is accepted, nor is anything left.
         """
         uploads = [dropped.upload for dropped in written]
         committed: list[str] = []
@@ -78,7 +78,7 @@ class Dropper:
                             "up: send it again"
                         )
                 self._spool.sync()
-        except Exception:
+        except BaseException:  # a server's time limit too (SystemExit): who gets no job cannot know of the upload
             self._remove(*committed, *map(part_name, uploads), *(request_name(job_id) for job_id, _ in written))
             raise
 
