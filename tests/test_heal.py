@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stores import CORPUS, assert_verifies, kept, reasons, sha1, spoil
@@ -141,3 +142,23 @@ def test_a_file_of_another_owner_is_replaced_by_an_equal_copy(store: ObjectStore
     os.close(own_fd)
     assert store.location(name).stat().st_ino != before
     assert_verifies(store)
+
+
+def test_an_interrupt_right_after_the_good_copy_is_in_place_is_not_hidden(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = store.put(b"x").hash
+    own_fd = store.open_unnamed()
+    os.write(own_fd, b"x")
+    rename = os.rename
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        rename(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            heal.rename_over(store, name, own_fd)
+    os.close(own_fd)
+    assert os.listdir(store.root / "Temp") == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from contextlib import suppress
 
 from fsworker import durable
 from fsworker.errors import HashCollisionError
@@ -100,7 +101,10 @@ def rename_over(handle: StoreHandle, name: Hash, fd: int) -> None:
     try:
         os.rename(temporary, layout.data_name(name), src_dir_fd=handle.fd, dst_dir_fd=handle.fd)
     except BaseException:
-        os.unlink(temporary, dir_fd=handle.fd)
+        with suppress(
+            OSError
+        ):  # the first error is the one to tell; interrupted after the rename there is no such name
+            os.unlink(temporary, dir_fd=handle.fd)
         raise
 
 
