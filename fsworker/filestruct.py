@@ -26,7 +26,6 @@ import os
 import posixpath
 import pwd
 import re
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -83,7 +82,7 @@ class Client:
             self.DatabaseGroup = grp.getgrgid(os.stat(self.Path).st_gid)
             self.EffectiveUser = pwd.getpwuid(os.geteuid())
             self.EffectiveGroup = grp.getgrgid(os.getegid())
-        except Exception as error:
+        except KeyError as error:
             raise ConfigError(f"{self.Path}: the user or a group has no name: {error}") from error
         user, group = self.EffectiveUser, self.DatabaseGroup
         ours = {user.pw_gid, self.EffectiveGroup.gr_gid, *os.getgroups()}  # a service manager may have added some
@@ -276,9 +275,8 @@ class TempFile(_File):
 
     def _forget_link(self) -> None:
         """A link to a stored file must not be written through: the owner of the database could."""
-        with suppress(OSError):
-            os.readlink(self.Path)
-            os.unlink(self.Path)
+        if os.path.islink(self.Path):
+            os.unlink(self.Path)  # where that fails, nothing may be written either
 
 
 def _require_str(value: object) -> str:

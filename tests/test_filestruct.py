@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import io
 import os
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from stores import CORPUS, sha1
@@ -494,3 +496,23 @@ def test_the_example_runs(database: Path, tmp_path: Path, client: FileStruct.Cli
         f"/FileStruct/Data/{name[:2]}/{name[2:4]}/{name}" for name in (line.split()[0] for line in output.splitlines())
     ]
     assert all(line.split()[0] in client for line in output.splitlines())
+
+
+def test_a_link_that_cannot_be_removed_is_not_written_through(
+    client: FileStruct.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.PutData(b"abcd")
+    os.chmod(client[ABCD].Path, 0o644)
+
+    def refused(path: str, **_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    with client.TempDir() as directory:
+        directory["link"].Link(ABCD)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", refused)
+            with pytest.raises(PermissionError):
+                directory["link"].PutData(b"other")
+            with pytest.raises(PermissionError):
+                directory["link"].PutStream(io.BytesIO(b"other"))
+    assert client[ABCD].GetData() == b"abcd"
