@@ -10,7 +10,17 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import FORKING_PROCESSES, FORKING_PROGRAM, GUARD, SLEEP, background, eventually, marked, python
+from processes import (
+    ENVIRONMENT,
+    FORKING_PROCESSES,
+    FORKING_PROGRAM,
+    GUARD,
+    SLEEP,
+    background,
+    eventually,
+    marked,
+    python,
+)
 from processes import mark as mark  # a fixture
 
 from fsworker.host.guard import GuardedProcess, describe_status
@@ -190,3 +200,27 @@ def test_statuses_are_told_in_words() -> None:
     assert describe_status(3) == "status 3"
     assert describe_status(143) == "status 143 (SIGTERM)"
     assert describe_status(255) == "status 255"
+
+
+def test_descendants_that_cannot_be_looked_for_are_killed_as_soon_as_they_can() -> None:
+    """A host without a free descriptor: who is not seen is not gone."""
+    code = """
+import errno, os, subprocess, sys
+from fsworker.host import guard
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+refusals = iter([errno.ENFILE, errno.EMFILE])
+def full(path, *args):
+    if path == f"/proc/{child.pid}/stat" and (number := next(refusals, 0)):
+        raise OSError(number, os.strerror(number), path)
+    return open(path, *args)
+guard._children.__globals__["open"] = full
+guard._kill_descendants()
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("none is left")
+else:
+    child.kill()
+"""
+    done = subprocess.run(python(code), env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "none is left\n", done.stderr

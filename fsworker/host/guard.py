@@ -28,6 +28,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -39,6 +40,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 _KILLED = 128 + signal.SIGKILL
 _ANSWER = struct.Struct("=ii")  # the program's pid, or 0 and the errno of why it could not be run
 _KILL_WAIT_S = 5.0
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # a scan of /proc needs descriptors
 
 
 class GuardedProcess:
@@ -113,12 +115,12 @@ class GuardedProcess:
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the program, not to its descendants; nothing happens when it has ended."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the guard has gone, or was closed
             self._control.send(bytes([number]))
 
     def kill(self) -> int:
         """SIGKILL the program and all its descendants, wait until they are gone, return the exit status."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the guard has gone; if not, it is killed below
             self._control.shutdown(socket.SHUT_RDWR)  # unlike close, also ends the copies that a fork has made
         if self.wait(_KILL_WAIT_S) is None:
             self._guard.kill()
@@ -232,7 +234,16 @@ def _attend(child_pid: int, parent_pid: int, control: socket.socket, wake: socke
 
 def _kill_descendants() -> None:
     """Kill and reap children until there are none; theirs become ours when they die (PR_SET_CHILD_SUBREAPER)."""
-    while pids := _children(os.getpid()):
+    while True:
+        try:
+            pids = _children(os.getpid())
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            time.sleep(0.1)  # who is not seen is not gone
+            continue
+        if not pids:
+            return
         for pid in pids:
             os.kill(pid, signal.SIGKILL)  # only we reap them, so none of these pids can have been given away
         for _ in pids:
@@ -242,12 +253,15 @@ def _kill_descendants() -> None:
 def _children(parent_pid: int) -> list[int]:
     """Pids whose parent is ``parent_pid``, zombies too, from field 4 of ``/proc/<pid>/stat`` (proc_pid_stat(5)).
 
-    Not empty while there is a descendant: whoever was a child when the scan began is one until we reap it.
+    Not empty while there is a descendant: whoever was a child when the scan began is one until we reap it. Raises
+    ``OSError`` when the system has no room to look.
     """
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+            # Gone meanwhile; or another user's (proc(5), hidepid), so not a child of ours.
+            gone = contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError)
+            with gone, open(f"/proc/{name}/stat", "rb") as stat:
                 if int(stat.read().rpartition(b")")[2].split()[1]) == parent_pid:
                     found.append(int(name))
     return found
