@@ -327,3 +327,16 @@ def test_a_spool_on_another_filesystem_is_refused_and_keeps_the_upload(small_dis
         assert (spool / "upload").read_bytes() == b"content"
     finally:
         subprocess.run(["umount", "--lazy", spool], check=True)
+
+
+def test_a_hold_that_this_user_may_not_read_does_not_fail_the_sweep(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root set it, say. Nothing is cleared then, and the sweep, which has rung already, is a sweep."""
+
+    def refuse(*_args: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    world.client.ingest(b"content")
+    monkeypatch.setattr(hold, "read_note", refuse)
+    assert world.sweep(at_once=True).rung == 1

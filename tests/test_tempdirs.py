@@ -240,3 +240,18 @@ def test_what_is_young_is_left_alone(store: ObjectStore) -> None:
     (store.root / "Temp/20200101000000-00000000-00000001").mkdir()
     os.utime(store.root / "Temp/20200101000000-00000000-00000001", (1, 1))
     assert sweep_leftovers(store) == []
+
+
+def test_one_leftover_that_cannot_be_cleared_keeps_no_other(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.prepare()
+    for name in (".1", ".3"):
+        (store.root / "Temp" / name / "with things in it").mkdir(parents=True)
+    (store.root / "Temp/.2").touch()
+    (store.root / "Temp/.4").mkdir()
+    assert sweep_leftovers(store, min_age_s=0) == ["Temp/.2", "Temp/.4"]
+    assert entries(store, "Temp") == [".1", ".3"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "'Temp/.1', left by a dead process, cannot be cleared: Directory not empty"
+    ]

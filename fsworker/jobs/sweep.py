@@ -23,7 +23,7 @@ from fsworker.broker.kv import KV
 from fsworker.broker.names import TASK_PREFIX, Names
 from fsworker.broker.sending import Send
 from fsworker.config import Settings
-from fsworker.errors import ConfigError, RedisUnavailableError, UnavailableError, UploadRejectedError
+from fsworker.errors import ConfigError, FSWorkerError, RedisUnavailableError, UploadRejectedError
 from fsworker.jobs.attempts import MAX_DELAY_S
 from fsworker.model import REQUESTS
 from fsworker.spool.directory import (
@@ -104,7 +104,7 @@ def _clear_leftovers(store: ObjectStore, report: SweepReport) -> None:
             report.leftovers = len(swept)
             if swept:
                 log.info("sweep: %d leftovers of dead processes cleared, the first: %s", len(swept), ascii(swept[0]))
-    except (OSError, UnavailableError) as error:  # a full disk: the spool has been swept, and that is what matters
+    except (OSError, FSWorkerError) as error:  # a full disk, root's hold: the spool has been swept, and that matters
         log.warning("sweep: what dead processes left in the store stays for now: %s", error)
 
 
@@ -155,7 +155,7 @@ class _Sweep:
                 self._look_at(entry)
             except RedisUnavailableError:
                 raise
-            except Exception:
+            except Exception:  # of one name: the spool is written by an application, and others' uploads wait behind it
                 self._report.failed += 1
                 if not told:
                     log.exception("sweep: %s in the spool of %s is passed over", ascii(entry.name), self._spool.app)

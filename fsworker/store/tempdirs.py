@@ -19,7 +19,6 @@ import shutil
 import signal
 import stat
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -177,17 +176,23 @@ def sweep_leftovers(store: ObjectStore, min_age_s: float = LEFTOVER_AGE_S) -> li
 
     Dotted files and directories are ours, unfinished: deleted. A temp directory that nobody has locked goes to
     ``Error/``, as if its block had been left by an exception; an empty one is deleted. Other names are left to
-    verification.
+    verification. What cannot be cleared (another user's, say) is logged, and stops nothing else.
     """
     now_s = store.probe_clock()
-    swept = []
+    swept, stuck = [], 0
     for directory in (".", layout.LOCK, layout.TEMP):
         for name in sorted(os.listdir(store.root / directory)):
             relative = name if directory == "." else f"{directory}/{name}"
-            with suppress(FileNotFoundError):
+            try:
                 status = os.stat(relative, dir_fd=store.fd, follow_symlinks=False)
                 if now_s - status.st_ctime >= min_age_s and _clear(store, directory, name, status):
                     swept.append(relative)
+            except FileNotFoundError:  # by somebody else, meanwhile
+                continue
+            except OSError as error:
+                stuck += 1
+                if stuck == 1:  # there may be thousands, and this comes every minute
+                    log.warning("%s, left by a dead process, cannot be cleared: %s", ascii(relative), error.strerror)
     return swept
 
 
