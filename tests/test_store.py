@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -13,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from users import needs_root
 
 from fsworker.errors import ConfigError, InvalidHashError, NotStoredError, StoreUnavailableError, UploadRejectedError
 from fsworker.model import EMPTY_HASH, parse_hash
-from fsworker.store import layout
+from fsworker.store import errordir, layout
 from fsworker.store.facade import Store
 from fsworker.store.objects import ObjectStore
 
@@ -427,3 +429,31 @@ def test_threads_may_share_a_store(store: Store) -> None:
     assert errors == []
     for name in store:
         assert sha1(store.path(name).read_bytes()) == name
+
+
+@pytest.mark.parametrize("failed", ["open", "fsync"])
+def test_only_a_sync_that_failed_marks_the_store(failed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No free descriptor says nothing of the disk; the mark has the whole store verified."""
+    (tmp_path / "FileStruct.json").write_text('{"Version": 1}')
+
+    works = os.open
+
+    def fails(path: object, *args: Any, **kwargs: Any) -> int:
+        if failed == "fsync" or path == "Data":
+            raise OSError(errno.EIO if failed == "fsync" else errno.EMFILE, "it fails")
+        return works(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    with ObjectStore(tmp_path) as store:
+        store.prepare()
+        monkeypatch.setattr(os, failed, fails)
+        with pytest.raises(OSError, match="it fails"):
+            store.fsync_directory("Data")
+    assert (tmp_path / "Lock/sync-failed").exists() == (failed == "fsync")
+
+
+def test_a_reason_that_cannot_be_read_is_none(store: Store) -> None:
+    """``Error/`` has what FileStruct's users left there, too."""
+    entry = store.root / "Error/20130220151717-86718750-24386270"
+    entry.mkdir(parents=True)
+    (entry / "Reason.json").write_text("[" * 10_000)
+    assert [found.reason for found in errordir.entries(store)] == [{}]

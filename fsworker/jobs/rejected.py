@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from fsworker import durable
 from fsworker.errors import ConfigError, UploadNotFoundError, UploadRejectedError
 from fsworker.model import check_job_id
 from fsworker.spool.directory import SpoolDirectory, SpooledRequest, done_name, taken_name
@@ -57,7 +56,7 @@ def retry(handle: StoreHandle, stamp: str) -> str:
         finally:
             os.close(directory)
     errordir.remove(handle, stamp)
-    durable.fsync_path(layout.ERROR, handle.fd)
+    handle.fsync_directory(layout.ERROR)
     return job_id
 
 

@@ -106,6 +106,6 @@ def _read_reason(path: os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
             reason = json.loads(stream.read(MAX_REASON_BYTES))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return reason if isinstance(reason, dict) else {}

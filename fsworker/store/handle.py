@@ -198,8 +198,11 @@ class StoreHandle:
 
     def fsync_directory(self, name: str) -> None:
         """:meth:`fsync` of the directory ``name``, relative to the store."""
-        with self._sync_failure_marks():
-            durable.fsync_path(name, self.fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            self.fsync(fd)
+        finally:
+            os.close(fd)
 
     def syncfs(self) -> None:
         """Sync the whole filesystem of the store, with the same rule for failures."""
