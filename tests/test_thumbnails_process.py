@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -17,11 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from images import chart, encoded, thumbnails
+from images import chart, encoded, thumbnails, with_orientation
+from PIL import Image
 
 from fsworker.specification import Thumbnail
-from fsworker.thumbnails import Limits, PictureOutcome, make_thumbnails
+from fsworker.thumbnails import Limits, PictureOutcome, child, make_thumbnails
 from fsworker.thumbnails.child import run_limited
+from fsworker.thumbnails.render import reason_of
 
 pytestmark = pytest.mark.usefixtures("no_fork_server")
 
@@ -200,3 +203,32 @@ class TestFuzz:
         assert tally["made"] + tally["refused"] == 3 * FUZZED
         # Else the mutations are too weak, or too strong, to say anything.
         assert min(tally["made"], tally["refused"]) > 3 * FUZZED // 10
+
+
+class TestNotThePicturesFault:
+    """What keeps this host from making a process is no verdict on a picture, which would be stored with the upload."""
+
+    def test_a_process_that_cannot_be_given_its_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(*_: object) -> None:
+            raise OSError(errno.ENFILE, "Too many open files in system")
+
+        monkeypatch.setattr(child, "renounce", refused)
+        before, children = _open_descriptors(), _children()
+        with pytest.raises(OSError, match="could not be given its limits"):
+            thumbnails(encoded(chart(), "JPEG"), a="50x")
+        assert (_open_descriptors(), _children()) == (before, children)
+
+    @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+    def test_memory_that_is_short_is_called_so(self, error: Exception) -> None:
+        assert reason_of(error, Limits(memory_bytes=2**20)) == "needs more than 1 MiB of memory"
+
+    def test_memory_that_is_short_while_exif_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def short(_image: Image.Image) -> None:
+            raise MemoryError
+
+        stored, exif = with_orientation(chart(), 6)
+        data = encoded(stored, "WEBP", exif=exif)
+        monkeypatch.setattr(Image.Image, "getexif", short)
+        outcome = thumbnails(data, a="50x")
+        assert outcome.made == {}
+        assert "memory" in outcome.failed["a"]

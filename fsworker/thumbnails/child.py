@@ -17,6 +17,7 @@ it logs nothing, prints nothing and runs no exit handlers. If something did hang
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import select
@@ -38,6 +39,7 @@ It reports a verdict for each specification. What it raises, or dies of, is the 
 
 _OUT_OF_MEMORY = 3
 _FAILED = 4
+_UNPREPARED = 5
 
 
 Run = Callable[[int, Mapping[str, Thumbnail], Limits, int, int], tuple[int | None, bool]]
@@ -59,10 +61,15 @@ def run_limited(
 
 
 def collect(run: Run, fd: int, specifications: Mapping[str, Thumbnail], limits: Limits) -> tuple[Report, str | None]:
-    """What a limited process that ``run`` runs has reported, and why it ended early. Raises what ``run`` raises."""
+    """What a limited process that ``run`` runs has reported, and why it ended early.
+
+    Raises what ``run`` raises, and ``OSError`` when the process could not be made ready: no picture is to blame for that.
+    """
     report, output = MemoryFile("fsworker-report"), MemoryFile("fsworker-thumbnails")
     try:
         status, timed_out = run(fd, specifications, limits, report.fd, output.fd)
+        if status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == _UNPREPARED:
+            raise OSError(errno.EAGAIN, "a process for a picture could not be given its limits")
         return read_report(report, output, frozenset(specifications)), _why(status, timed_out, limits)
     finally:
         report.close()
@@ -113,10 +120,11 @@ def decode_and_exit(
     prepare: Callable[[], None],
 ) -> NoReturn:
     """What a forked process does; ``prepare`` gives it its limits. Its status says how it went."""
-    code = _FAILED
+    code = _UNPREPARED
     try:
         gc.disable()  # a collection would touch, and so copy, the pages that are shared with the parent
         prepare()
+        code = _FAILED
         engine(fd, specifications, limits, reporter)
         code = 0
     except MemoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -196,10 +195,13 @@ def _orientation(name: str, image: ImageFile.ImageFile, stream: BinaryIO) -> int
         _find_late_exif(image, stream)
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
-    with contextlib.suppress(Exception):  # whatever is wrong with EXIF, the picture can still be good
+    try:
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        return value if value in TRANSPOSE else 1
-    return 1
+    except MemoryError:  # not known to be broken: no thumbnail is better than one that lies on its side
+        raise
+    except Exception:  # noqa: BLE001 - Pillow raises anything; whatever is wrong with EXIF, the picture can still be good
+        return 1
+    return value if value in TRANSPOSE else 1
 
 
 def _find_late_exif(image: ImageFile.ImageFile, stream: BinaryIO) -> None:

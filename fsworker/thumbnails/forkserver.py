@@ -83,7 +83,7 @@ class ForkServer:
 
     def start(self) -> None:
         """Start the server and do not wait for it. Failing, it is tried again later."""
-        with self._lock, contextlib.suppress(ServerGoneError, OSError):
+        with self._lock, contextlib.suppress(ServerGoneError, OSError):  # the first picture tries again, and logs it
             self._connect()
 
     def run(

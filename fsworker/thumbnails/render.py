@@ -56,7 +56,7 @@ def render(fd: int, specifications: Mapping[str, Thumbnail], limits: Limits, rep
     waiting = dict(specifications)
     try:
         _render(stream, waiting, limits, reporter)
-    except Exception as error:  # noqa: BLE001  # decoders raise anything: a SyntaxError is a broken PNG
+    except Exception as error:  # noqa: BLE001 - decoders raise anything: a SyntaxError is a broken PNG
         for name in waiting:
             reporter.failed(name, reason_of(error, limits))
     if raw.error is not None:
@@ -101,14 +101,14 @@ def _render_together(
     """Make the thumbnails that share a decode, and report each; one's failure is not another's."""
     try:
         render_one = decode_them()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - as in render
         for name in wanted:
             reporter.failed(name, reason_of(error, limits))
         return
     for name, thumbnail in wanted.items():
         try:
             reporter.made(name, *render_one(thumbnail))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - as in render; encoders do so, too
             reporter.failed(name, reason_of(error, limits))
 
 
@@ -185,7 +185,9 @@ def reason_of(error: BaseException, limits: Limits) -> str:
     """What an exception of a decoder means, in words."""
     if isinstance(error, ImageError):
         return str(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "Insufficient memory" in str(error):
+    said = str(error)
+    short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if short or "out of memory" in said or "Insufficient memory" in said:
         return f"needs more than {limits.memory_bytes / 2**20:.0f} MiB of memory"
     if isinstance(error, UnidentifiedImageError):
         return "the picture is broken: its headers make no sense"
