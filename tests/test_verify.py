@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,7 +19,8 @@ from processes import ENVIRONMENT, background
 
 from fsworker.cli import cli
 from fsworker.errors import ConfigError, VerificationRunningError
-from fsworker.model import Hash
+from fsworker.model import Hash, new_job_id
+from fsworker.spool.directory import SpoolDirectory
 from fsworker.store import hold
 from fsworker.store.create import create_store
 from fsworker.store.handle import SYNC_FAILED_MARK
@@ -25,9 +28,11 @@ from fsworker.store.locks import store_lock
 from fsworker.store.objects import ObjectStore
 from fsworker.store.tempdirs import BaseTempDir
 from fsworker.verification import content as contents
+from fsworker.verification import strays
 from fsworker.verification.copies import Mirror
 from fsworker.verification.desk import Policy
 from fsworker.verification.findings import KINDS, Finding
+from fsworker.verification.judging import Judge
 from fsworker.verification.quarantine import quarantine
 from fsworker.verification.whole import Options, verify_all, verify_hashes
 
@@ -466,3 +471,81 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_what_is_raised_in_a_scanner_comes_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NotPicklableError(Exception):
+        """Like many an exception of a C library's binding."""
+
+    plant = make(tmp_path, 20)
+    for error in (MemoryError("no room"), NotPicklableError("no way")):
+
+        def broken(_judge: Judge, _tally: object, _pair: str, _second: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Judge, "judge_second", broken)
+        with pytest.raises((MemoryError, RuntimeError), match=str(error)) as caught:
+            verify(plant, processes=2)
+        assert "in broken" in "".join(caught.value.__notes__)
+
+
+def test_a_request_that_cannot_be_read_leaves_all_uploads_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant = make(tmp_path, 1)
+    request = plant.root / f"Spool/shop/.{new_job_id('shop')}.json"
+    request.write_text('{"task": "ingest", "request": {"upload": "photo.jpg"}}')
+    (plant.root / "Spool/shop/photo.jpg").write_bytes(b"x")
+    assert verify(plant) == []
+
+    def broken(*_args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(SpoolDirectory, "read_request", broken)
+    assert verify(plant, repair=True) == []
+    assert "a request cannot be read" in caplog.text
+
+
+def test_a_spool_that_cannot_be_listed_is_told_and_all_else_is_verified(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant = make(tmp_path, 3)
+    plant.rot(plant.victim()[1], b"rot")
+    (plant.root / "Spool").rename(plant.root / "away")
+    (plant.root / "Spool").touch()
+    assert [finding.kind for finding in verify(plant)] == ["rotten"]
+    assert "Spool cannot be looked at: Not a directory" in caplog.text
+
+
+def test_a_link_to_what_cannot_be_looked_at_is_left_to_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of the store on a disk that fails."""
+    plant = make(tmp_path, 1)
+    link = plant.root / "Data/fe"
+    link.symlink_to(tmp_path / "disk")
+    look = os.stat
+
+    def fails(path: object, **how: Any) -> os.stat_result:
+        if path == "Data/fe" and how.get("follow_symlinks", True):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return look(path, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", fails)
+    (finding,) = verify(plant, repair=True)
+    assert "left to a person" in finding.detail
+    assert link.is_symlink()
+
+
+def test_a_stray_directory_that_cannot_be_listed_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant = make(tmp_path, 1)
+    (plant.root / "Data/stray").mkdir()
+
+    def broken(*_args: object) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(strays, "opened_directory", broken)
+    (finding,) = verify(plant)
+    assert finding.detail == "entries: unknown (Input/output error)"

@@ -88,7 +88,7 @@ class ContentSettler:
     def unreadable(self, suspicion: Suspicion) -> Finding | None:
         """``EIO`` or no right to read: reported, and left where it is, unless a good copy can take its place."""
         fd = None
-        with suppress(OSError):
+        with suppress(OSError):  # that is the finding
             fd = self.desk.open(suspicion.path)
         if fd is None:
             return self.desk.finding(suspicion) if self.desk.status(suspicion.path) is not None else None
@@ -116,7 +116,7 @@ def _how_cut(fd: int, good: Candidate) -> str:
     size = os.fstat(fd).st_size
     if not 0 < size < good.size_bytes or size > durable.BUFFER_BYTES:
         return ""
-    with suppress(OSError):
+    with suppress(OSError):  # it is bad anyway: only a detail is lost
         if os.pread(fd, size, 0) == os.pread(good.file, size, 0):
             return f"cut off: {size:,} of {good.size_bytes:,} bytes"
     return ""

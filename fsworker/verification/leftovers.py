@@ -7,6 +7,7 @@ what both found, unchanged and unlocked, is a finding; what can wait, waits unti
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from fsworker.store.tempdirs import LEFTOVER_AGE_S
 from fsworker.verification.findings import Finding
 from fsworker.verification.judging import clock_of, opened_directory
 from fsworker.verification.quarantine import quarantine
+
+log = logging.getLogger(__name__)
 
 RECENT_UPLOAD_S = 3600.0
 """A plain producer writes the file first and sends the task then, and the queue may be long."""
@@ -151,7 +154,10 @@ def _look_at_spool(store: ObjectStore, now_s: float) -> Iterator[Leftover]:
     try:
         with opened_directory(store.fd, layout.SPOOL) as fd:
             apps = sorted(os.listdir(fd))
-    except OSError:
+    except (FileNotFoundError, PermissionError):
+        return
+    except OSError as error:  # no reason to verify nothing
+        log.warning("verification: %s cannot be looked at: %s", layout.SPOOL, error.strerror)
         return
     for app in apps:
         try:
@@ -164,7 +170,11 @@ def _look_at_spool(store: ObjectStore, now_s: float) -> Iterator[Leftover]:
 
 def _look_at_application(store: ObjectStore, spool: SpoolDirectory, now_s: float) -> Iterator[Leftover]:
     entries = sorted(spool.entries(), key=lambda entry: entry.name)
-    requested = {upload for entry in entries if entry.kind == "json" for upload in _upload_of(spool, entry)}
+    try:
+        requested = {upload for entry in entries if entry.kind == "json" for upload in _upload_of(spool, entry)}
+    except OSError as error:
+        log.warning("verification: uploads of %s are not looked at: a request cannot be read: %s", spool.app, error)
+        requested = {entry.name for entry in entries if entry.kind == "upload"}  # any of them may be what it asks for
     for entry in entries:
         seen = spool.status(entry.name)
         if seen is not None:
@@ -189,9 +199,10 @@ def _spool_kind(
 
 
 def _upload_of(spool: SpoolDirectory, entry: Entry) -> list[str]:
+    """The upload that a request is about, if there is one. Raises ``OSError`` when the request cannot be read."""
     try:
         request = spool.read_request(entry.key)
-    except (UploadRejectedError, OSError):
+    except UploadRejectedError:  # its job will fail
         return []
     upload = request.request.get("upload") if request is not None else None
     return [upload] if isinstance(upload, str) else []

@@ -102,9 +102,11 @@ def _tell(judge: Judge, suspicion: Suspicion, found: Callable[[Finding], None]) 
 
 
 def _is_still_rotten(judge: Judge, suspicion: Suspicion) -> bool:
-    with suppress(OSError):
+    with suppress(OSError):  # what cannot be opened is judged all the same, and said to be so
         fd = os.open(suspicion.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=judge.root_fd)
-        drop_cache(fd)
-        os.close(fd)
+        try:
+            drop_cache(fd)
+        finally:
+            os.close(fd)
     seconds: Sequence[Suspicion] = judge.judge_path(suspicion.path).suspicions
     return any(second.kind in ("rotten", "empty") for second in seconds)

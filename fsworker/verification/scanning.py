@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -165,5 +167,17 @@ def _serve_one(judge: Judge, threads: int, connection: Connection, pair: str) ->
         for tally in scan_pair(judge, pair, threads):
             connection.send((pair, tally))
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
-        answer = error
+        answer = _for_the_parent(error)
     connection.send((pair, answer))
+
+
+def _for_the_parent(error: Exception) -> Exception:
+    """The error with the traceback of this process, which does not cross the pipe; what cannot cross it either, in words."""
+    error.add_note(f"In a process that scans:\n{''.join(traceback.format_exception(error))}")
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - an exception's pickling runs whatever its class says
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        told.__notes__ = error.__notes__
+        return told
+    return error

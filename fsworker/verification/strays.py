@@ -5,6 +5,7 @@ A hold stops these moves, and what is younger than the policy says waits: it may
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import replace
@@ -35,7 +36,7 @@ class StraySettler:
         finding = self.desk.finding(suspicion, hash=base if in_place else None, detail=detail)
         if not self.desk.policy.repair:
             return finding
-        if suspicion.kind == "symlink" and suspicion.path.count("/") < 3 and stat.S_ISDIR(self._behind(suspicion.path)):
+        if suspicion.kind == "symlink" and suspicion.path.count("/") < 3 and self._may_lead_on(suspicion.path):
             detail = f"{finding.detail}; a directory of the store may lie behind it: it is left to a person"
             return replace(finding, detail=detail)
         if (waiting := self._must_wait(finding, seen)) is not None:
@@ -94,17 +95,19 @@ class StraySettler:
 
     def _describe(self, suspicion: Suspicion, seen: os.stat_result) -> str:
         if stat.S_ISDIR(seen.st_mode):
-            return f"entries: {_count(self.desk.store, suspicion.path)}"
+            return _entries(self.desk.store, suspicion.path)
         if stat.S_ISLNK(seen.st_mode):
             return f"to {os.readlink(suspicion.path, dir_fd=self.desk.store.fd)}"
         return f"{seen.st_size:,} bytes" if stat.S_ISREG(seen.st_mode) else f"mode {seen.st_mode:o}"
 
-    def _behind(self, path: str) -> int:
-        """The type of what a symbolic link leads to; 0 for nothing."""
+    def _may_lead_on(self, path: str) -> bool:
+        """Whether a symbolic link leads to a directory, or to what cannot be looked at (a disk that fails, say)."""
         try:
-            return os.stat(path, dir_fd=self.desk.store.fd).st_mode
-        except OSError:
-            return 0
+            return stat.S_ISDIR(os.stat(path, dir_fd=self.desk.store.fd).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            return error.errno != errno.ELOOP
 
 
 def _kind_of_inode(seen: os.stat_result, kind: str) -> str:
@@ -116,9 +119,10 @@ def _kind_of_inode(seen: os.stat_result, kind: str) -> str:
     return kind if stat.S_ISREG(seen.st_mode) and kind == "stray-file" else "special-file"
 
 
-def _count(store: ObjectStore, path: str) -> int:
+def _entries(store: ObjectStore, path: str) -> str:
+    """How much is in a directory; who reads it decides whether the directory can go."""
     try:
         with opened_directory(store.fd, path) as fd:
-            return len(os.listdir(fd))
-    except OSError:
-        return 0
+            return f"entries: {len(os.listdir(fd))}"
+    except OSError as error:
+        return f"entries: unknown ({error.strerror})"

@@ -288,5 +288,5 @@ def _unmark(store: ObjectStore, seen: os.stat_result | None) -> None:
     """Remove the mark that was there at the beginning. One that was made since stays."""
     now = _mark(store)
     if seen is not None and now is not None and (now.st_ino, now.st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns):
-        with suppress(OSError):
+        with suppress(OSError):  # it stays, is reported by doctor, and has all verified once more
             os.unlink(SYNC_FAILED_MARK, dir_fd=store.fd)
