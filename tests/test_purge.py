@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from keeping import DAY, HOUR, VirtualKV, World, world
@@ -146,3 +148,16 @@ def test_the_rule_by_itself() -> None:
     assert is_due(file, 400.0, floor_s=0.0)
     assert not is_due(file, 399.0, floor_s=0.0)
     assert not is_due(file, 400.0, floor_s=400.0)
+
+
+def test_parts_that_cannot_be_added_up_are_told(
+    w: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_args: Any, **_kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    w.clock.advance(40 * DAY)
+    w.publish_all()
+    monkeypatch.setattr("fsworker.collection.purge.write_note", full)
+    assert purge(w.collector(), budget_s=0).shard == 1
+    assert "will count less than it removed: [Errno 28]" in caplog.text

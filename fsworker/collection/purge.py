@@ -11,6 +11,7 @@ Killed at any moment it has deleted some of what was to be deleted.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from fsworker.store import layout
 from fsworker.store.notes import BrokenNoteError, read_note, remove_note, write_note
 from fsworker.store.trash import delete_from_trash
 from fsworker.store.trashlist import TrashIndex, stamps, trash_status
+
+log = logging.getLogger(__name__)
 
 NOTE = "purge.json"
 _LOOK_FOR_HOLD_EVERY = 32
@@ -117,11 +120,13 @@ def _tally_before(collector: Collector, shard: int) -> Purged:
 
 
 def _note_tally(collector: Collector, done: Purged) -> None:
-    with suppress(OSError):
+    try:
         if done.done:
             remove_note(collector.store, NOTE)
         else:
             write_note(collector.store, NOTE, asdict(done), sync=False)
+    except OSError as error:
+        log.warning("what the purge did so far cannot be noted; its report will count less than it removed: %s", error)
 
 
 def _read_all(collector: Collector, basis: Basis, index: TrashIndex) -> None:
@@ -179,6 +184,6 @@ def _remove_empty(collector: Collector) -> None:
     """Remove directories that nothing is left in."""
     store = collector.store
     for stamp in stamps(store):
-        with suppress(OSError):
+        with suppress(OSError):  # not empty, nearly always; one that stays does no harm, and is tried again
             os.rmdir(f"{layout.TRASH}/{stamp}", dir_fd=store.fd)
     store.fsync_directory(layout.TRASH)
