@@ -107,7 +107,7 @@ def make_app(settings: Settings) -> Celery:
         def look_and_sweep() -> dict[str, Any]:
             try:
                 upkeep().watch()
-            except Exception:
+            except Exception:  # whatever it is: uploads that nobody was told of are found by the sweep alone
                 log.exception("looking at clocks, keep-sets and what is overdue failed; the sweep goes on")
             report = sweep(*parts(), send, settings).as_json()
             note_sweep(parts()[0])

@@ -63,7 +63,7 @@ def measure(source: Path) -> tuple[int, int]:
     """Files and bytes below ``source``, for a progress bar."""
     files = size = 0
     for found in walk(source, Report()):
-        with suppress(OSError):
+        with suppress(OSError):  # the import itself reports it
             size += os.stat(found.name, dir_fd=found.directory_fd, follow_symlinks=False).st_size
             files += 1
     return files, size

@@ -120,7 +120,7 @@ def rejected_before(handle: StoreHandle, job_id: str) -> str | None:
     Looks at the newest hundred entries of ``Error/`` only.
     """
     for stamp in reversed(errordir.stamps(handle)[-_RECENT:]):
-        with suppress(OSError):
+        with suppress(OSError):  # removed meanwhile, or not ours to read: only a better message is lost
             entry = errordir.read_entry(handle, stamp)
             if entry.kind == errordir.REJECTED and entry.reason.get("job_id") == job_id and len(entry.files) == 1:
                 return f"{entry.reason.get('message')}. It is kept as {layout.ERROR}/{stamp}/{entry.files[0]}"
