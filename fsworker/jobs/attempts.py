@@ -50,9 +50,8 @@ def attempt(store: StoreHandle, job: HeldJob, work: Callable[[], T]) -> T | Fail
         back_off(job, error)
     except FSWorkerError as error:
         return _fail_or_wait(store, job, error)
-    except (
-        Exception
-    ) as error:  # a fault of ours, or a soft time limit: no verdict on the upload, until it has cost its attempts
+    except Exception as error:
+        # A fault of ours, or a soft time limit: no verdict on the upload, until it has cost its attempts.
         log.exception("job %s: unexpected error", job.id)
         back_off(job, error, counts=True)
     return None

@@ -101,9 +101,7 @@ def rename_over(handle: StoreHandle, name: Hash, fd: int) -> None:
     try:
         os.rename(temporary, layout.data_name(name), src_dir_fd=handle.fd, dst_dir_fd=handle.fd)
     except BaseException:
-        with suppress(
-            OSError
-        ):  # the first error is the one to tell; interrupted after the rename there is no such name
+        with suppress(OSError):  # the first error is the one to tell; after the rename there is no such name
             os.unlink(temporary, dir_fd=handle.fd)
         raise
 
