@@ -333,6 +333,28 @@ def test_a_shortage_in_the_server_is_not_the_others_fate(server: ForkServer) -> 
     assert server.pid == first
 
 
+def test_a_process_that_cannot_be_watched_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its picture goes elsewhere, and nothing would end it or reap it."""
+    (tmp_path / "unwatched.py").write_text("""
+import os
+from engines import obey
+
+def pidfd_open(*_):
+    raise OSError(23, "too many open files in system")
+
+os.pidfd_open = pidfd_open
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    server = ForkServer("unwatched:obey")
+    try:
+        with pytest.raises(ServerGoneError, match="no room"):
+            ordered(SLEEP, run=server.run)
+        assert server.pid is not None
+        assert children(server.pid) == []
+    finally:
+        server.stop()
+
+
 def test_it_starts_where_the_worker_has_no_output(tmp_path: Path) -> None:
     code = f"""
 import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})

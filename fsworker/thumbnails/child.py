@@ -133,6 +133,16 @@ def decode_and_exit(
         os._exit(code)
 
 
+def watch(child: int) -> int:
+    """The pidfd of a process that was just forked. Raises ``OSError`` if there is no room; the process is gone then."""
+    try:
+        return os.pidfd_open(child)
+    except OSError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+
+
 def _wait(child: int, timeout_s: float) -> bool:
     """Wait for the end of a child without reaping it; whether it came in time."""
     descriptor = os.pidfd_open(child)

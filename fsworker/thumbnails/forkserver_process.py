@@ -21,7 +21,7 @@ from functools import partial
 from typing import NoReturn
 
 from fsworker.specification import Thumbnail
-from fsworker.thumbnails.child import Engine, decode_and_exit
+from fsworker.thumbnails.child import Engine, decode_and_exit, watch
 from fsworker.thumbnails.forkserver import ANSWER, DESCRIPTORS, READY, REFUSED
 from fsworker.thumbnails.heap import use_large_pages
 from fsworker.thumbnails.limits import Limits, Renounced, address_space_bytes, confine, renounce
@@ -170,7 +170,7 @@ class _Server:
 
             decode_and_exit(self._engine, picture, specifications, limits, Reporter(report, output), prepare)
         os.close(descriptors.pop())  # so that there is room for the next line
-        return _Child(pid, control, os.pidfd_open(pid))
+        return _Child(pid, control, watch(pid))
 
     def _kill(self, child: _Child) -> None:
         """The worker waits no longer."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from fsworker.thumbnails.child import Engine, decode_and_exit
+from fsworker.thumbnails.child import Engine, decode_and_exit, watch
 from fsworker.thumbnails.heap import touch_large_page, use_large_pages
 from fsworker.thumbnails.limits import Renounced, close_descriptors, confine
 from fsworker.thumbnails.outcome import Reporter
@@ -68,12 +68,7 @@ def fork_spare(engine: Engine, space_bytes: int, renounced: Renounced) -> Spare:
             pid = os.fork()
             if pid == 0:
                 _wait_and_decode(engine, theirs, server, space_bytes, renounced)
-        try:
-            return Spare(pid, os.pidfd_open(pid), ours)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+        return Spare(pid, watch(pid), ours)
     except OSError:
         ours.close()
         raise
