@@ -262,6 +262,14 @@ class TestConfinement:
             "os.pwrite(reporter._output_fd, b'x', 2**30)",
             "resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))",
             "resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))",  # nor root in a container
+            "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (9, 9))",
+            "os.setpriority(os.PRIO_PROCESS, os.getppid(), os.getpriority(os.PRIO_PROCESS, os.getppid()))",
+            "os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0))",
+            "os.sched_setscheduler(os.getppid(), os.SCHED_OTHER, os.sched_param(0))",
+            "os.sched_setparam(os.getppid(), os.sched_param(0))",
+            "library(lambda c: c.shmget(0, 4096, 0o600))",  # it would stay
+            "library(lambda c: c.semget(0, 1, 0o600))",
+            "library(lambda c: c.msgget(0, 0o600))",
             "os.setgroups([])",
             "os.chroot('/')",
         ],
@@ -272,8 +280,11 @@ class TestConfinement:
         if attempt.startswith(("os.unlink", "os.rename", "os.mkdir", "os.symlink")):
             _need_landlock(1)
         code = f"""
-import os, resource
+import ctypes, os, resource
 victim = {str(victim)!r}
+def library(call):
+    if call(ctypes.CDLL(None)) == -1:
+        raise OSError
 try:
     {attempt}
 except (OSError, ValueError, RuntimeError) as error:

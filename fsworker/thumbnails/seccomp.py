@@ -1,8 +1,9 @@
 """System calls that a decoding process is refused, by seccomp(2): those that reach other processes, or make new ones.
 
 A decoder that was taken over could otherwise signal its parent, read the memory of another process of its user where the
-kernel has no Landlock, and leave a child that outlives every limit. Where the machine or the kernel is not known here,
-nothing is filtered; the other walls stand.
+kernel has no Landlock, lower the limits of the process that waits for the next picture, and leave a child, or shared
+memory, that outlives every limit. Where the machine or the kernel is not known here, nothing is filtered; the other walls
+stand.
 """
 
 from __future__ import annotations
@@ -19,10 +20,23 @@ _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16  # in struct seccomp
 _X32 = 0x40000000
 
 # fork vfork, kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal, ptrace, process_vm_readv process_vm_writev,
-# execve execveat: audit architecture, those numbers, and those of clone and tgkill.
+# execve execveat;
+# setpriority sched_setparam sched_setscheduler sched_setaffinity sched_setattr ioprio_set migrate_pages move_pages;
+# shmget shmat shmctl, semget semop semctl semtimedop, msgget msgsnd msgrcv msgctl, add_key request_key keyctl.
+_X86_64 = (
+    *(57, 58, 62, 200, 129, 297, 424, 101, 310, 311, 59, 322),
+    *(141, 142, 144, 203, 314, 251, 256, 279),
+    *(29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71, 248, 249, 250),
+)
+_AARCH64 = (
+    *(129, 130, 138, 240, 424, 117, 270, 271, 221, 281),  # without fork and vfork
+    *(140, 118, 119, 122, 274, 30, 238, 239),
+    *(194, 196, 195, 190, 193, 191, 192, 186, 189, 188, 187, 217, 218, 219),
+)
+# Audit architecture, those numbers, and those of clone, prlimit64 and tgkill.
 _MACHINES = {
-    "x86_64": (0xC000003E, (57, 58, 62, 200, 129, 297, 424, 101, 310, 311, 59, 322), 56, 234),
-    "aarch64": (0xC00000B7, (129, 130, 138, 240, 424, 117, 270, 271, 221, 281), 220, 131),
+    "x86_64": (0xC000003E, _X86_64, 56, 302, 234),
+    "aarch64": (0xC00000B7, _AARCH64, 220, 261, 131),
 }
 _CLONE3 = 435
 
@@ -55,7 +69,7 @@ def _steps() -> tuple[list[bytes], int]:
     known = _MACHINES.get(os.uname().machine)
     if known is None or ctypes.sizeof(ctypes.c_void_p) != 8:
         return [], 0
-    architecture, refused, clone, tgkill = known
+    architecture, refused, clone, prlimit, tgkill = known
     refuse, allow = _step(_RETURN, 0, 0, _EPERM), _step(_RETURN, 0, 0, _ALLOW)
     first_argument = _step(_LOAD, 0, 0, _FIRST_ARGUMENT_AT)
     steps = [_step(_LOAD, 0, 0, _ARCHITECTURE_AT), _step(_EQUAL, 1, 0, architecture), refuse]
@@ -65,6 +79,7 @@ def _steps() -> tuple[list[bytes], int]:
     # A thread dies with its process (libheif wants one). What clone3 is to make cannot be seen: the C library then asks clone.
     steps += [_step(_EQUAL, 0, 1, _CLONE3), _step(_RETURN, 0, 0, _ENOSYS)]
     steps += [_step(_EQUAL, 0, 4, clone), first_argument, _step(_HAS_BIT, 1, 0, _CLONE_THREAD), refuse, allow]
+    steps += [_step(_EQUAL, 0, 4, prlimit), first_argument, _step(_EQUAL, 1, 0, 0), refuse, allow]  # its own is 0
     steps += [_step(_EQUAL, 0, 3, tgkill), first_argument]
     pid_at = sum(map(len, steps)) + 4
     return [*steps, _step(_EQUAL, 1, 0, 0), refuse, allow], pid_at
