@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 from processes import children, eventually, is_alive, state
 
@@ -58,7 +57,12 @@ def by_spare(server: ForkServer) -> Limited:
 
 def by_fork(server: ForkServer) -> Limited:
     """As :func:`ordered`, in a process that the server forks for the picture."""
-    return partial(ordered, run=server.run)
+
+    def run(code: str, limits: Limits | None = None) -> tuple[Report, str | None]:
+        ordered("", run=server.run)  # takes the spare, if one waits; there is another only after a pause
+        return ordered(code, limits, run=server.run)
+
+    return run
 
 
 @contextmanager

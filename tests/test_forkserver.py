@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from engines import obedient_server, ordered, waiting_spare
+from engines import by_spare, obedient_server, ordered, waiting_spare
 from images import chart, encoded, thumbnails
 from processes import background, children, eventually, is_alive
 
@@ -68,7 +68,7 @@ def test_pictures_of_many_threads_do_not_mix(server: ForkServer) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(200)))
-    assert children(server.pid) == []
+    by_spare(server)("")  # what is left is the spare, and it alone
 
 
 def test_one_that_dies_is_not_the_others_fate(server: ForkServer) -> None:
@@ -77,7 +77,7 @@ def test_one_that_dies_is_not_the_others_fate(server: ForkServer) -> None:
         jobs = [pool.submit(ordered, code, Limits(wall_s=1), run=server.run) for code in codes]
         assert [job.result()[1] for job in jobs] == ["the decoder crashed (SIGABRT)", None, "took longer than 1 s"] * 2
         assert [job.result()[0].failed for job in jobs] == [{}, {"a": "well"}, {}] * 2
-    assert children(server.pid) == []
+    by_spare(server)("")  # what is left is the spare, and it alone
 
 
 def test_a_time_limit_raised_into_the_waiting_leaves_no_process(server: ForkServer) -> None:
@@ -96,7 +96,7 @@ def test_a_time_limit_raised_into_the_waiting_leaves_no_process(server: ForkServ
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert children(server.pid) == []
+    by_spare(server)("")  # as above
     assert ordered("reporter.failed('a', 'next')", run=server.run)[0].failed == {"a": "next"}
 
 
@@ -218,6 +218,10 @@ def test_descriptors_do_not_add_up(server: ForkServer) -> None:
         ordered("", run=server.run)
         ordered("import os; os.abort()", run=server.run)
         ordered(SLEEP, Limits(wall_s=0.02), run=server.run)
+    for _ in range(3):
+        os.kill(waiting_spare(server), signal.SIGKILL)
+        assert eventually(lambda: children(server.pid) == [])
+    waiting_spare(server)
     assert eventually(lambda: counts() == before), (counts(), before)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,11 @@ def server() -> Iterator[ForkServer]:
 
 def descriptors(pid: int) -> set[str]:
     """What the descriptors of a process are: a path, or a kind."""
-    return {os.readlink(entry).split(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    kinds = set()
+    with suppress(FileNotFoundError):  # it has closed one meanwhile, or has ended
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            kinds.add(os.readlink(entry).split(":")[0])
+    return kinds
 
 
 def test_it_takes_the_next_picture_and_then_another_waits(server: ForkServer) -> None:
@@ -38,6 +44,35 @@ def test_it_takes_the_next_picture_and_then_another_waits(server: ForkServer) ->
     assert eventually(lambda: children(server.pid) and children(server.pid) != [first])
     second = waiting_spare(server)
     assert ordered(SAY_PID, run=server.run)[0].failed["a"] == str(second)
+
+
+def test_there_is_none_while_a_picture_is_made(server: ForkServer) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(ordered, f"import time; time.sleep(1); {SAY_PID}", run=server.run)
+        ordered("", run=server.run)
+        time.sleep(0.5)
+        seen = children(server.pid)
+        assert seen == [int(job.result(30)[0].failed["a"])]
+
+
+def test_a_server_without_room_for_one_goes_on_without(server: ForkServer) -> None:
+    ordered("", run=server.run)
+    first = server.pid
+    assert first is not None
+    processes_and_descriptors = []
+    with ThreadPoolExecutor(1) as pool:
+        for room in range(4):
+            job = pool.submit(ordered, "import time; time.sleep(0.5)", run=server.run)
+            assert eventually(lambda: [descriptors(child) for child in children(first)] == [{"/dev/null", "/memfd"}])
+            resource.prlimit(first, resource.RLIMIT_NOFILE, (7 + room, 1024))
+            job.result(30)
+            time.sleep(0.5)
+            processes_and_descriptors.append((len(children(first)), len(os.listdir(f"/proc/{first}/fd"))))
+            resource.prlimit(first, resource.RLIMIT_NOFILE, (1024, 1024))
+    without, one = (0, 7), (1, 9)
+    assert (processes_and_descriptors[0], processes_and_descriptors[-1]) == (without, one)
+    assert set(processes_and_descriptors) == {without, one}, "nothing is left of one that could not be"
+    assert server.pid == first
 
 
 def test_there_is_none_before_the_first_picture_nor_between_two(server: ForkServer) -> None:
@@ -98,6 +133,8 @@ def test_it_has_no_more_memory_than_another(server: ForkServer) -> None:
 def test_a_picture_that_may_have_little_memory_does_not_get_it(server: ForkServer) -> None:
     spare = waiting_spare(server)
     assert ordered(SAY_PID, Limits(memory_bytes=2**25), run=server.run)[0].failed["a"] != str(spare)
+    time.sleep(0.5)
+    assert children(server.pid) == [spare], "one waits already"
     assert ordered(SAY_PID, run=server.run)[0].failed["a"] == str(spare)
 
 
@@ -126,7 +163,7 @@ def test_one_that_is_killed_at_any_moment_costs_one_picture_at_most(server: Fork
             with ThreadPoolExecutor(1) as pool:
                 job = pool.submit(ordered, SAY_PID, run=server.run)
                 time.sleep(wait_ms / 10_000)
-                if is_alive(spare):
+                with suppress(ProcessLookupError):
                     os.kill(spare, signal.SIGKILL)
                 report, why = job.result(30)
                 assert why is None or "was killed" in why

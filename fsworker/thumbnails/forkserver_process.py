@@ -105,7 +105,7 @@ class _Server:
         if self._spare is spare:
             self._spare = None
             self._forget(spare.watch)
-            spare.close()
+            spare.socket.close()
             os.close(spare.watch)
             os.waitpid(spare.pid, os.WNOHANG)
 
@@ -152,7 +152,7 @@ class _Server:
             return None
         self._spare = None
         self._forget(spare.watch)
-        spare.close()
+        spare.socket.close()
         return _Child(spare.pid, control, spare.watch)
 
     def _fork(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,21 +41,11 @@ class Spare:
 
     def take(self, message: bytes, descriptors: list[int]) -> bool:
         """Hand a picture over: the wish, the original, the report, the output. False: it is not ready, or no more."""
-        try:
+        with suppress(OSError):
             if self.socket.recv(len(_READY), socket.MSG_DONTWAIT) == _READY:
                 socket.send_fds(self.socket, [message], descriptors)
                 return True
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
         return False
-
-    def close(self) -> None:
-        """Close what this side has of it, but ``watch``."""
-        self.socket.close()
 
 
 def fork_spare(engine: Engine, space_bytes: int, renounced: Renounced) -> Spare:
@@ -89,9 +78,9 @@ def _wait_and_decode(
             picture, report, output = descriptors
             specifications, limits = parse_wish(message)
 
-            def confine_itself() -> None:
+            def prepare() -> None:
                 confine(limits, frozenset(descriptors), server, space_bytes, renounced)
 
-            decode_and_exit(engine, picture, specifications, limits, Reporter(report, output), confine_itself)
+            decode_and_exit(engine, picture, specifications, limits, Reporter(report, output), prepare)
     finally:
         os._exit(1)  # the server has gone, or there was no room
