@@ -40,7 +40,7 @@ from fsworker.thumbnails.render import render
 
 HAS_PYVIPS = importlib.util.find_spec("pyvips") is not None  # not loaded where it would be forked for nothing
 SIZES = {"one (100)": (100,), "one (512)": (512,), "three": (100, 512, 1600)}
-PAUSE_S = 0.2
+PAUSE_S = 0.2  # in which the fork server makes a spare
 LIMITS = Limits(max_pixels=60_000_000, memory_bytes=2**30)
 
 
@@ -178,7 +178,7 @@ def contenders() -> dict[str, Callable[[Path, tuple[int, ...], Format], None]]:
 
 
 def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> dict[str, float]:
-    """The least processor time of each contender, in milliseconds.
+    """The least processor time of each contender, in milliseconds; of those "-alone", the least time by the clock.
 
     They take turns, each in a process of its own: what one has left in its heap would change what a fork of it costs.
     """

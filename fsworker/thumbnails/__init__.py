@@ -3,7 +3,8 @@
 The order of its modules, ground first: ``formats`` (what is decoded at all), ``seccomp`` and ``limits`` (what one picture may
 cost and do), ``outcome`` (results, and how they come out of the limited process), ``source``, ``jpeg``; with Pillow:
 ``decode``, ``colour``, ``resize``, ``encode``, ``animation``, and ``render`` over them; ``heap`` and ``child`` (the limited
-process), ``forkserver`` and ``forkserver_process`` (who forks it), ``make`` and ``files`` (what others call).
+process), ``wish`` (what it is told), ``spare`` (one that is forked ahead), ``forkserver`` and ``forkserver_process`` (who forks
+it), ``make`` and ``files`` (what others call).
 """
 
 from __future__ import annotations

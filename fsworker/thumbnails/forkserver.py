@@ -2,7 +2,8 @@
 
 A fork costs what the forking process has in memory: 2 ms from an interpreter with the decoders, 10 ms from a worker with
 Celery, for each picture (`benchmarks/thumbnails.py`). The server is a fresh interpreter, so it also has no thread, no
-lock, no connection and no secret of the worker's that a fork could inherit.
+lock, no connection and no secret of the worker's that a fork could inherit. In a pause it forks ahead, once: a
+:mod:`~fsworker.thumbnails.spare`.
 
 The worker sends it a wish (JSON) with four descriptors: the original, the report, the output, and one end of a
 *control* socket, which serves that one picture. The server answers there with the status when the picture's process has

@@ -98,12 +98,12 @@ def renounce(keep: frozenset[int] = frozenset()) -> Renounced:
 
 
 def confine(limits: Limits, keep: frozenset[int], parent: int, space_bytes: int, renounced: Renounced) -> None:
-    """Take from this newly forked, single-threaded process all else that decoding does not need.
+    """Take from this forked, single-threaded process all else that decoding does not need.
 
     ``keep`` are the descriptors that stay open, beside 0, 1 and 2; ``parent`` is the process it came from, and
     ``space_bytes`` the address space that it came with. Afterwards no descriptor can be made at all: no file, no socket,
-    no pipe. Nor can a process be made, or another one be reached. Where the kernel has Landlock, the process can also change
-    no directory (a file can be unlinked without a descriptor).
+    no pipe. Nor can a process be made, or another one be reached, or shared memory be left behind. Where the kernel has
+    Landlock, the process can also change no directory (a file can be unlinked without a descriptor).
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
