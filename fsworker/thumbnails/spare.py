@@ -10,7 +10,6 @@ of a socket, and ends when the server closes the other.
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 from contextlib import suppress
@@ -67,7 +66,6 @@ def _wait_and_decode(
     engine: Engine, wishes: socket.socket, server: int, space_bytes: int, renounced: Renounced
 ) -> NoReturn:
     try:
-        gc.disable()
         close_descriptors(frozenset((wishes.fileno(), renounced.ruleset_fd)))
         use_large_pages()
         touch_large_page()
