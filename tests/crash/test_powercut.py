@@ -6,6 +6,7 @@ through a pipe, so they survive.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import random
@@ -28,6 +29,7 @@ TORTURE = os.environ.get("FSWORKER_TORTURE") == "1"
 CUTS = 12 if TORTURE else 2
 _SHUTDOWN = 0x8004587D  # XFS_IOC_GOINGDOWN, EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2
+_CLONE_NEWNS = 0x20000
 
 FILESYSTEMS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 
@@ -53,6 +55,16 @@ while True:
         names = [store.put(data).hash]
     os.write(1, "".join(f"{name}\\n" for name in names).encode())
 """
+
+
+def mount_for_ourselves() -> None:
+    """From here on what this process mounts is seen by it and its children alone (mount_namespaces(7)).
+
+    A container that somebody starts meanwhile would keep a copy of the mount, and what was cut off would go on.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
+        pytest.skip(f"CI-may-skip: no mount namespace here: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["mount", "--make-rslave", "/"], check=True)
 
 
 @contextmanager
@@ -86,6 +98,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         pytest.skip("CI-may-skip: only root can mount")
     if shutil.which(command[0]) is None:
         pytest.skip(f"CI-may-skip: {command[0]} is not installed")
+    mount_for_ourselves()
     (tmp_path / "image").write_bytes(b"")
     os.truncate(tmp_path / "image", 400 << 20)
     subprocess.run([*command, str(tmp_path / "image")], check=True)
