@@ -35,7 +35,7 @@ from typing import Any
 
 from bare import bare
 
-from fsworker import durable
+from fsworker import copying, durable
 from fsworker.store.batch import Batch
 from fsworker.store.create import create_store
 from fsworker.store.objects import ObjectStore
@@ -171,7 +171,7 @@ def floor_compared(directory: Path, files: list[Path]) -> None:
 def hash_only(_: Path, files: list[Path]) -> None:
     for path in files:
         fd = os.open(path, os.O_RDONLY)
-        durable.hash_descriptor(fd)
+        copying.hash_descriptor(fd)
         os.close(fd)
 
 

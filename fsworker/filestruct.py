@@ -29,8 +29,8 @@ import re
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from fsworker import durable, errors
-from fsworker.durable import Reader
+from fsworker import copying, errors
+from fsworker.copying import Reader
 from fsworker.model import parse_hash
 from fsworker.store import layout
 from fsworker.store.facade import Store
@@ -245,7 +245,7 @@ class TempFile(_File):
         """Write what ``stream.read(n)`` yields. The stream is not closed."""
         self._forget_link()
         with open(self.Path, "wb") as target:
-            while data := stream.read(durable.BUFFER_BYTES):
+            while data := stream.read(copying.BUFFER_BYTES):
                 target.write(data)
 
     def PutData(self, data: bytes | None) -> None:

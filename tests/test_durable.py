@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsworker import durable
+from fsworker import copying, durable
 
-MIB = durable.BUFFER_BYTES
+MIB = copying.BUFFER_BYTES
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def test_a_copy_is_hashed_as_it_is_written(parts: list[bytes], head: bytes) -> N
     content = b"".join(parts)
     fd = os.memfd_create("target")
     try:
-        copied = durable.copy_hashed(durable.reader_into(io.BytesIO(content)), fd, head=head)
-        assert copied == durable.Copied(hashlib.sha1(head + content).hexdigest(), len(head) + len(content))
+        copied = copying.copy_hashed(copying.reader_into(io.BytesIO(content)), fd, head=head)
+        assert copied == copying.Copied(hashlib.sha1(head + content).hexdigest(), len(head) + len(content))
         assert os.pread(fd, 10**6, 0) == head + content
-        assert durable.hash_descriptor(fd) == copied
+        assert copying.hash_descriptor(fd) == copied
         assert os.lseek(fd, 0, os.SEEK_CUR) == copied.size_bytes
     finally:
         os.close(fd)
@@ -106,8 +106,8 @@ def test_progress_is_told_and_the_limit_is_met_early() -> None:
 
     stream, told, fd = Endless(), [], os.memfd_create("target")
     try:
-        with pytest.raises(durable.TooLargeError):
-            durable.copy_hashed(durable.reader_into(stream), fd, 3 * MIB, told.append)
+        with pytest.raises(copying.TooLargeError):
+            copying.copy_hashed(copying.reader_into(stream), fd, 3 * MIB, told.append)
     finally:
         os.close(fd)
     assert told == [MIB, 2 * MIB, 3 * MIB]
@@ -121,14 +121,14 @@ def test_a_stream_of_something_else_than_bytes_is_a_type_error(wrong: object) ->
             return wrong
 
     with pytest.raises(TypeError, match="must return bytes"):
-        durable.reader_into(Stream())(memoryview(bytearray(10)))  # type: ignore[arg-type]
+        copying.reader_into(Stream())(memoryview(bytearray(10)))  # type: ignore[arg-type]
 
 
 def test_a_loan_inside_a_loan_is_another_buffer() -> None:
-    with durable.borrowed_buffer() as outer, durable.borrowed_buffer() as inner:
+    with copying.borrowed_buffer() as outer, copying.borrowed_buffer() as inner:
         assert outer.obj is not inner.obj
         assert len(outer) == len(inner) == MIB
-    with durable.borrowed_buffer() as again:
+    with copying.borrowed_buffer() as again:
         assert again.obj in (outer.obj, inner.obj)
 
 
@@ -143,13 +143,13 @@ def test_comparison_sees_every_difference(size: int, tmp_path: Path) -> None:
         fds.append(os.memfd_create("content"))
         durable.write_all(fds[-1], content)
     try:
-        assert durable.same_bytes(fds[0], fds[1])
-        assert durable.equals(fds[0], data)
+        assert copying.same_bytes(fds[0], fds[1])
+        assert copying.equals(fds[0], data)
         for fd, other in zip(fds[2:], others, strict=True):
-            assert not durable.same_bytes(fds[0], fd)
-            assert not durable.same_bytes(fd, fds[0])
-            assert not durable.equals(fds[0], other)
-            assert not durable.equals(fd, data)
+            assert not copying.same_bytes(fds[0], fd)
+            assert not copying.same_bytes(fd, fds[0])
+            assert not copying.equals(fds[0], other)
+            assert not copying.equals(fd, data)
     finally:
         for fd in fds:
             os.close(fd)

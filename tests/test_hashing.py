@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsworker import durable, hashing
+from fsworker import copying, hashing
 from fsworker.hashing import WORTH_BYTES, WORTH_PIECES, SideHash
 
-MIB = durable.BUFFER_BYTES
+MIB = copying.BUFFER_BYTES
 LARGE = os.urandom(MIB) * (WORTH_PIECES + 4) + b"the end"
 
 
@@ -90,16 +90,16 @@ def test_a_slow_hash_sees_the_bytes_that_were_written(target: int, monkeypatch: 
     """No buffer is read into before it is hashed."""
     monkeypatch.setattr(hashing, "hashlib", SimpleNamespace(sha1=slowly(hashlib.sha1)))
     content = b"".join(bytes([number]) * MIB for number in range(WORTH_PIECES + 8))
-    copied = durable.copy_hashed(durable.reader_into(io.BytesIO(content)), target)
-    assert copied == durable.Copied(sha1(content), len(content))
+    copied = copying.copy_hashed(copying.reader_into(io.BytesIO(content)), target)
+    assert copied == copying.Copied(sha1(content), len(content))
     assert os.pread(target, len(content) + 1, 0) == content
 
 
 @pytest.mark.parametrize("most", [MIB - 1, WORTH_BYTES, 100_003])
 def test_short_reads(target: int, most: int) -> None:
     stream = io.BytesIO(LARGE)
-    copied = durable.copy_hashed(lambda room: stream.readinto(room[:most]), target)
-    assert copied == durable.Copied(sha1(LARGE), len(LARGE))
+    copied = copying.copy_hashed(lambda room: stream.readinto(room[:most]), target)
+    assert copied == copying.Copied(sha1(LARGE), len(LARGE))
     assert os.pread(target, len(LARGE) + 1, 0) == LARGE
 
 
@@ -113,7 +113,7 @@ def test_a_slow_source_whose_reads_are_large_and_small(target: int) -> None:
         time.sleep(0.001)
         return stream.readinto(room[: 10_000 if reads % 3 == 0 else MIB])
 
-    assert durable.copy_hashed(read_into, target).sha1 == sha1(LARGE)
+    assert copying.copy_hashed(read_into, target).sha1 == sha1(LARGE)
 
 
 @pytest.mark.parametrize("error", [OSError("the source broke"), KeyboardInterrupt(), SystemExit()])
@@ -127,7 +127,7 @@ def test_an_error_of_the_source_ends_the_thread(target: int, error: BaseExceptio
         return stream.readinto(room)
 
     with pytest.raises(type(error)):
-        durable.copy_hashed(read_into, target)
+        copying.copy_hashed(read_into, target)
 
 
 def test_an_error_of_the_target_ends_the_thread() -> None:
@@ -135,14 +135,14 @@ def test_an_error_of_the_target_ends_the_thread() -> None:
     os.close(reading)
     try:
         with pytest.raises(BrokenPipeError):
-            durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), writing)
+            copying.copy_hashed(copying.reader_into(io.BytesIO(LARGE)), writing)
     finally:
         os.close(writing)
 
 
 def test_the_limit_ends_the_thread(target: int) -> None:
-    with pytest.raises(durable.TooLargeError):
-        durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), target, max_bytes=len(LARGE) - 1)
+    with pytest.raises(copying.TooLargeError):
+        copying.copy_hashed(copying.reader_into(io.BytesIO(LARGE)), target, max_bytes=len(LARGE) - 1)
 
 
 @pytest.mark.parametrize("then", [lambda d: d.update(memoryview(b"next")), lambda d: d.hexdigest()])
@@ -170,7 +170,7 @@ def test_memory_is_bounded(target: int) -> None:
 
     tracemalloc.start()
     try:
-        assert durable.copy_hashed(read_into, target).size_bytes == 64 * MIB
+        assert copying.copy_hashed(read_into, target).size_bytes == 64 * MIB
         assert tracemalloc.get_traced_memory()[1] < 4 * MIB
     finally:
         tracemalloc.stop()
@@ -179,7 +179,7 @@ def test_memory_is_bounded(target: int) -> None:
 def test_one_core_hashes_by_itself(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1})
     monkeypatch.setattr(threading, "Thread", None)
-    assert durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), target).sha1 == sha1(LARGE)
+    assert copying.copy_hashed(copying.reader_into(io.BytesIO(LARGE)), target).sha1 == sha1(LARGE)
 
 
 def test_where_no_thread_is_to_be_had_the_caller_hashes(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_where_no_thread_is_to_be_had_the_caller_hashes(target: int, monkeypatch
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), target).sha1 == sha1(LARGE)
+    assert copying.copy_hashed(copying.reader_into(io.BytesIO(LARGE)), target).sha1 == sha1(LARGE)
 
 
 def test_an_interruption_while_the_thread_is_started_leaves_none(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_an_interruption_while_the_thread_is_started_leaves_none(target: int, mo
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), target)
+        copying.copy_hashed(copying.reader_into(io.BytesIO(LARGE)), target)
     started[0].join()
 
 
@@ -213,9 +213,9 @@ def test_a_copy_inside_a_copy(target: int) -> None:
         def read(self, size: int | None = -1, /) -> bytes:
             inner = os.memfd_create("inner")
             try:
-                assert durable.copy_hashed(durable.reader_into(io.BytesIO(LARGE)), inner).sha1 == sha1(LARGE)
+                assert copying.copy_hashed(copying.reader_into(io.BytesIO(LARGE)), inner).sha1 == sha1(LARGE)
             finally:
                 os.close(inner)
             return super().read(size)
 
-    assert durable.copy_hashed(durable.reader_into(Nesting(LARGE)), target).sha1 == sha1(LARGE)
+    assert copying.copy_hashed(copying.reader_into(Nesting(LARGE)), target).sha1 == sha1(LARGE)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fsworker import durable
+from fsworker import copying, durable
 from fsworker.adoption.manifest import OnFile, Report
 from fsworker.errors import InvalidHashError, NotStoredError, StoreUnavailableError
 from fsworker.model import Hash, parse_hash
@@ -101,7 +101,7 @@ def _is_there(directory_fd: int, name: str, stored_fd: int) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode) or not durable.same_bytes(fd, stored_fd):
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or not copying.same_bytes(fd, stored_fd):
             raise _PathError("another file is there already; move it away, or export elsewhere")
         return True
     finally:
@@ -114,9 +114,9 @@ def _copy_out(stored_fd: int, name: Hash, directory_fd: int, last: str, mtime_ns
     try:
         try:
             if durable.clone(stored_fd, fd):
-                copied = durable.hash_descriptor(fd)
+                copied = copying.hash_descriptor(fd)
             else:
-                copied = durable.copy_hashed(durable.descriptor_into(stored_fd), fd)
+                copied = copying.copy_hashed(copying.descriptor_into(stored_fd), fd)
             if copied.sha1 != name:
                 raise _PathError(f"the stored file is rotten; run: fsworker verify --repair {name}")
             if mtime_ns is not None:

@@ -17,7 +17,7 @@ from fsworker.cli.common import json_option, print_json, program, reporting, std
 from fsworker.cli.ingest import Finished, print_table, wait_for
 from fsworker.client import Client
 from fsworker.config import Settings, load_settings
-from fsworker.durable import hash_descriptor
+from fsworker.copying import hash_descriptor
 from fsworker.errors import ConfigError
 from fsworker.host.supervise import Supervisor
 from fsworker.host.up import Stack, stack

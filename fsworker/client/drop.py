@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from fsworker import durable
+from fsworker import copying, durable
 from fsworker.client.source import ReadInto, Source, reading
 from fsworker.errors import StoreUnavailableError, UploadRejectedError
 from fsworker.model import new_job_id
@@ -110,7 +110,7 @@ class Dropper:
         with self._written():
             fd = os.open(part_name(upload), flags, 0o600, dir_fd=self._spool.fd)
         try:
-            with durable.borrowed_buffer() as room:
+            with copying.borrowed_buffer() as room:
                 while count := read_into(room):  # its errors are the source's, and reach the caller as they are
                     with self._written():
                         durable.write_all(fd, room[:count])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fsworker import durable
+from fsworker import copying
 from fsworker.errors import UploadRejectedError
 from fsworker.spool.upload import SpooledUpload, Upload
 
@@ -43,11 +43,11 @@ def reading(source: Content) -> Iterator[ReadInto]:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise UploadRejectedError(f"{path} is not a regular file")
-            yield durable.descriptor_into(fd)
+            yield copying.descriptor_into(fd)
         finally:
             os.close(fd)
     elif hasattr(source, "read"):
-        yield durable.reader_into(source)
+        yield copying.reader_into(source)
     else:
         raise TypeError(f"cannot ingest {type(source).__name__}: give a path, bytes, or a file open in binary mode")
 

@@ -25,7 +25,7 @@ from werkzeug.datastructures import FileStorage
 from fsworker.client import Client
 from fsworker.config import Settings
 from fsworker.contrib.answers import FileAnswers, job_report
-from fsworker.durable import BUFFER_BYTES
+from fsworker.copying import BUFFER_BYTES
 from fsworker.errors import UploadRejectedError
 from fsworker.jobs.job import Job
 from fsworker.spool.upload import Upload

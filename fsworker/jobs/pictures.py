@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from fsworker.broker.kv import KV
 from fsworker.config import Settings
-from fsworker.durable import Reader
+from fsworker.copying import Reader
 from fsworker.errors import RedisUnavailableError
 from fsworker.model import Hash, PictureSize, ThumbnailResult
 from fsworker.specification import Thumbnail

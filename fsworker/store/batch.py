@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from fsworker import durable
-from fsworker.durable import Reader
+from fsworker import copying
+from fsworker.copying import Reader
 from fsworker.errors import StoreUnavailableError
 from fsworker.model import Hash
 from fsworker.store.handle import SourceError, explain
@@ -64,7 +64,7 @@ class Batch:
 
     def put_reader(self, stream: Reader, max_bytes: int | None = None) -> Stored:
         """:meth:`ObjectStore.put_reader`, durable at the end of the batch."""
-        return self._put(lambda: self._store.stage(of_source(durable.reader_into(stream)), max_bytes))
+        return self._put(lambda: self._store.stage(of_source(copying.reader_into(stream)), max_bytes))
 
     def put_descriptor(
         self, fd: int, max_bytes: int | None = None, progress: Callable[[int], None] | None = None

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from fsworker.durable import Reader
+from fsworker.copying import Reader
 from fsworker.store import create, layout
 from fsworker.store.batch import Batch
 from fsworker.store.objects import ObjectStore

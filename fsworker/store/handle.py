@@ -110,6 +110,17 @@ class StoreHandle:
             self._clock = (now, self.probe_clock())
         return self._clock[1] + (now - self._clock[0])
 
+    def names_of(self, directory: str) -> list[str]:
+        """What is in ``directory``, relative to the store. Nothing if there is no such directory, or a link in its place."""
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
     def make_directory(self, name: str, mode: int) -> bool:
         """Make the directory ``name`` (relative to the store) with exactly ``mode`` and the store's group.
 

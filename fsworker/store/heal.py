@@ -11,7 +11,7 @@ import os
 import secrets
 from contextlib import suppress
 
-from fsworker import durable
+from fsworker import copying, durable
 from fsworker.errors import HashCollisionError
 from fsworker.model import Hash
 from fsworker.store import errordir, layout
@@ -74,7 +74,7 @@ def _quarantine(handle: StoreHandle, name: Hash, stored_fd: int, entry_fd: int) 
         copy_fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=entry_fd)
         try:
             os.lseek(stored_fd, 0, os.SEEK_SET)
-            durable.copy_hashed(durable.descriptor_into(stored_fd), copy_fd)
+            copying.copy_hashed(copying.descriptor_into(stored_fd), copy_fd)
             handle.fsync(copy_fd)
         finally:
             os.close(copy_fd)
@@ -119,7 +119,7 @@ def is_still(handle: StoreHandle, name: Hash, fd: int) -> bool:
 def hash_or_none(fd: int) -> str | None:
     """The SHA-1 of a file, or ``None`` when the disk cannot read it (``EIO``)."""
     try:
-        return durable.hash_descriptor(fd).sha1
+        return copying.hash_descriptor(fd).sha1
     except OSError as error:
         if error.errno != errno.EIO:
             raise

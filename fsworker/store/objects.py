@@ -25,8 +25,8 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fsworker import durable
-from fsworker.durable import Reader
+from fsworker import copying, durable
+from fsworker.copying import Reader
 from fsworker.errors import ConfigError, StoreUnavailableError
 from fsworker.model import Hash
 from fsworker.store import heal
@@ -92,7 +92,7 @@ class ObjectStore(ShardDirectories):
 
         Raises :class:`UploadRejectedError` past ``max_bytes``; errors of the stream itself are raised as they are.
         """
-        return self._finish(self.stage(of_source(durable.reader_into(stream)), max_bytes))
+        return self._finish(self.stage(of_source(copying.reader_into(stream)), max_bytes))
 
     @translated("Storing")
     def put_descriptor(
@@ -261,7 +261,7 @@ class ObjectStore(ShardDirectories):
                 offset += count
                 return count
 
-            if durable.copy_hashed(read_into, copy_fd).sha1 != name:
+            if copying.copy_hashed(read_into, copy_fd).sha1 != name:
                 raise StoreUnavailableError(f"stored file {name} is rotten; run: fsworker verify --repair {name}")
             self.dress(copy_fd)
             self.fsync(copy_fd)

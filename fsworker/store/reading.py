@@ -72,14 +72,14 @@ class ObjectReader(StoreHandle):
 
     def shards(self) -> Iterator[str]:
         """The first-level directories that exist, in order: ``00`` … ``ff``."""
-        yield from (n for n in sorted(self._list(layout.DATA)) if _is_pair(n))
+        yield from (n for n in sorted(self.names_of(layout.DATA)) if _is_pair(n))
 
     def names_in(self, pair: str) -> Iterator[Hash]:
         """The hashes in one first-level directory, in order; other names are left to verification."""
-        for second in sorted(self._list(f"{layout.DATA}/{pair}")):
+        for second in sorted(self.names_of(f"{layout.DATA}/{pair}")):
             if _is_pair(second):
                 prefix = pair + second
-                for name in sorted(self._list(f"{layout.DATA}/{pair}/{second}")):
+                for name in sorted(self.names_of(f"{layout.DATA}/{pair}/{second}")):
                     if is_hash(name) and name.startswith(prefix):
                         yield Hash(name)
 
@@ -92,16 +92,6 @@ class ObjectReader(StoreHandle):
 
     def __bool__(self) -> bool:
         return True  # an empty store is still a store
-
-    def _list(self, name: str) -> list[str]:
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        try:
-            return os.listdir(fd)
-        finally:
-            os.close(fd)
 
     def _try_open(self, name: Hash) -> int | None:
         """Open a stored file. ``None`` when there is none, or when what is there is no regular file."""

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from fsworker import durable
+from fsworker import copying, durable
 from fsworker.errors import UploadRejectedError
 from fsworker.model import Hash
 from fsworker.store import layout
@@ -36,7 +36,7 @@ class Candidate:
     def equals(self, stored_fd: int) -> bool:
         """Compare with a stored file, byte by byte."""
         data = self.data
-        return durable.same_bytes(self.file, stored_fd) if data is None else durable.equals(stored_fd, data)
+        return copying.same_bytes(self.file, stored_fd) if data is None else copying.equals(stored_fd, data)
 
     @property
     def file(self) -> int:
@@ -65,7 +65,7 @@ class Stager(ObjectReader):
             raise SourceError(error) from error
         if whole:
             return candidate_of(head)
-        return self.stage(of_source(durable.descriptor_into(fd)), source_fd=fd, head=head)
+        return self.stage(of_source(copying.descriptor_into(fd)), source_fd=fd, head=head)
 
     def stage_descriptor(
         self, fd: int, max_bytes: int | None = None, progress: Callable[[int], None] | None = None
@@ -76,7 +76,7 @@ class Stager(ObjectReader):
             raise _too_large(max_bytes)
         if whole:
             return candidate_of(head)
-        return self.stage(durable.descriptor_into(fd), max_bytes, progress, source_fd=fd, head=head)
+        return self.stage(copying.descriptor_into(fd), max_bytes, progress, source_fd=fd, head=head)
 
     def stage(
         self,
@@ -92,7 +92,7 @@ class Stager(ObjectReader):
         ``source_fd``: what ``read_into`` reads, if that is a file; where the filesystem can, its blocks are shared.
         ``head``: what was read from it before, less than a buffer. Raises :class:`UploadRejectedError` past ``max_bytes``.
         """
-        with durable.borrowed_buffer() as room:
+        with copying.borrowed_buffer() as room:
             filled = len(head)
             room[:filled] = head
             while filled < len(room) and (count := read_into(room[filled:])):
@@ -106,8 +106,8 @@ class Stager(ObjectReader):
                 if source_fd is not None and self._clone(source_fd, fd, filled):
                     copied = self._hash_clone(fd, max_bytes, progress)
                 else:
-                    copied = durable.copy_hashed(read_into, fd, max_bytes, progress, head=room)
-            except durable.TooLargeError:
+                    copied = copying.copy_hashed(read_into, fd, max_bytes, progress, head=room)
+            except copying.TooLargeError:
                 durable.close_unnamed(fd)
                 raise _too_large(max_bytes) from None
             except BaseException:
@@ -126,11 +126,11 @@ class Stager(ObjectReader):
             self._cannot_clone = True  # do not ask again
         return cloned
 
-    def _hash_clone(self, fd: int, max_bytes: int | None, progress: Callable[[int], None] | None) -> durable.Copied:
+    def _hash_clone(self, fd: int, max_bytes: int | None, progress: Callable[[int], None] | None) -> copying.Copied:
         """Hash what was cloned (and not what it was cloned from: that may change)."""
         if max_bytes is not None and os.fstat(fd).st_size > max_bytes:
-            raise durable.TooLargeError
-        return durable.hash_descriptor(fd, progress)
+            raise copying.TooLargeError
+        return copying.hash_descriptor(fd, progress)
 
     def open_unnamed(self) -> int:
         """A file for content that is to be stored; :func:`fsworker.durable.close_unnamed` closes it."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fsworker import durable
+from fsworker import copying, durable
 from fsworker.model import Hash, shorten
 from fsworker.store import layout
 from fsworker.store.handle import explain, log
@@ -138,7 +138,7 @@ class BaseTempDir:
         """Publish the leased file ``fd`` under its hash. ``None`` when that is taken: the put compares and freshens."""
         store = self.store
         sync = store.durability != "none"
-        copied = durable.hash_descriptor(fd)
+        copied = copying.hash_descriptor(fd)
         name = Hash(copied.sha1)
         if store.status(name) is not None:
             return None

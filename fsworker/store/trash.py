@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from fsworker import durable
+from fsworker import copying
 from fsworker.model import Hash
 from fsworker.store import layout
 from fsworker.store.handle import log, translated
@@ -86,7 +86,7 @@ def restore(store: ObjectStore, name: Hash) -> bool:
         except FileNotFoundError:
             continue  # purged, or restored by somebody else
         try:
-            if durable.hash_descriptor(fd).sha1 != name:
+            if copying.hash_descriptor(fd).sha1 != name:
                 log.error("%s is rotten and was not restored", store.root / relative)
             elif _bring_back(store, name, relative, fd):
                 return True

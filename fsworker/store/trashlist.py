@@ -29,12 +29,12 @@ class TrashRun:
 
 def stamps(handle: StoreHandle) -> list[str]:
     """The collections that have trash, oldest first."""
-    return sorted(name for name in _names(handle, layout.TRASH) if layout.is_stamp(name))
+    return sorted(name for name in handle.names_of(layout.TRASH) if layout.is_stamp(name))
 
 
 def names_of(handle: StoreHandle, stamp: str) -> Iterator[Hash]:
     """The hashes in one collection's trash, in no order; other names are nobody's business here."""
-    return (Hash(name) for name in _names(handle, f"{layout.TRASH}/{stamp}") if is_hash(name))
+    return (Hash(name) for name in handle.names_of(f"{layout.TRASH}/{stamp}") if is_hash(name))
 
 
 @translated("Listing trash")
@@ -78,14 +78,3 @@ class TrashIndex:
     def entries(self, shard: int) -> Iterator[tuple[str, bytes]]:
         """Each file in trash of one shard: the collection's stamp, and the hash as 20 bytes."""
         return ((self._stamps[number], raw) for raw, number in _ENTRY.iter_unpack(self._shards[shard]))
-
-
-def _names(handle: StoreHandle, directory: str) -> list[str]:
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=handle.fd)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    try:
-        return os.listdir(fd)
-    finally:
-        os.close(fd)

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 
-from fsworker import durable
+from fsworker import copying
 from fsworker.store import heal, layout
 from fsworker.store.staging import Candidate
 from fsworker.verification.copies import good_copy
@@ -114,7 +114,7 @@ def _shape(fd: int) -> str:
 def _how_cut(fd: int, good: Candidate) -> str:
     """Say that a bad file is the beginning of the good one, if it is."""
     size = os.fstat(fd).st_size
-    if not 0 < size < good.size_bytes or size > durable.BUFFER_BYTES:
+    if not 0 < size < good.size_bytes or size > copying.BUFFER_BYTES:
         return ""
     with suppress(OSError):  # it is bad anyway: only a detail is lost
         if os.pread(fd, size, 0) == os.pread(good.file, size, 0):

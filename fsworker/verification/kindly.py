@@ -18,7 +18,7 @@ import os
 import platform
 import threading
 
-from fsworker import durable
+from fsworker import copying
 from fsworker.verification.pace import Pace
 
 _WINDOW_BYTES = 8 << 20
@@ -46,7 +46,7 @@ class _Room(threading.local):
     """This thread's buffer, and what ``cachestat`` is asked with. Made once: zeroing one costs more than a small file."""
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(durable.BUFFER_BYTES))
+        self.buffer = memoryview(bytearray(copying.BUFFER_BYTES))
         self._whole = (ctypes.c_uint64 * 2)(0, 0)  # from 0 to the end
         self.counts = (ctypes.c_uint64 * 5)()  # in the cache, dirty, being written, evicted, recently evicted
         self.where = (ctypes.addressof(self._whole), ctypes.addressof(self.counts))
@@ -72,7 +72,7 @@ class KindReader:
 
     def sha1(self, fd: int, size_bytes: int) -> str:
         """The SHA-1 of a file in hex, from its beginning to its end; ``size_bytes`` is what fstat said. ``OSError``."""
-        if size_bytes >= durable.BUFFER_BYTES:
+        if size_bytes >= copying.BUFFER_BYTES:
             return self._sha1_large(fd, size_bytes)
         room = self._room
         pages = room.cached_pages(fd)
