@@ -284,7 +284,10 @@ def test_a_spool_for_a_group_one_is_not_in_names_the_command(worker_store: Path)
         with ObjectStore(worker_store) as store:
             add_apps(store, {"blog": str(OTHER_GROUP + 500)})
 
-    with pytest.raises(ConfigError, match="usermod -aG"):
+    # The group has no name, as those of containers: usermod alone would not do.
+    with pytest.raises(
+        ConfigError, match=rf"groupadd --gid {OTHER_GROUP + 500} NAME && usermod -aG NAME uid {WORKER} "
+    ):
         as_user(WORKER, OTHER_GROUP, add, groups=(STORE_GROUP,))
     assert "blog" not in (worker_store / "FileStruct.json").read_text()
 

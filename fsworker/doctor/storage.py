@@ -15,7 +15,7 @@ from fsworker.host.checks import check_worker
 from fsworker.store import layout
 from fsworker.store.handle import SYNC_FAILED_MARK, StoreHandle
 from fsworker.store.objects import ObjectStore
-from fsworker.store.owners import group_name, user_name
+from fsworker.store.owners import group_name, join_command, user_name
 
 _LOW_SHARE = 0.05
 _LOW_BYTES = 256 << 20
@@ -71,11 +71,11 @@ def groups(store: StoreHandle, mine: set[int], uid: int) -> Iterator[Finding]:
             continue  # reported by modes()
         by_group.setdefault(status.st_gid, []).append(app)
         if uid != 0 and status.st_gid not in mine and status.st_uid != uid:
-            group, me = group_name(status.st_gid), user_name(uid)
+            me = user_name(uid)
             yield problem(
                 "groups",
-                f"{me} is not in group {group}, to which {store.root / layout.SPOOL / app} belongs",
-                f"usermod -aG {group} {me}, then start the workers again",
+                f"{me} is not in group {group_name(status.st_gid)}, to which {store.root / layout.SPOOL / app} belongs",
+                f"{join_command(status.st_gid, me)}, then start the workers again",
             )
     for gid, apps in by_group.items():
         if len(apps) > 1 and store.modes == layout.WORKER_WRITES:

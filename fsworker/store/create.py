@@ -34,7 +34,7 @@ from fsworker.store.handle import StoreHandle, explain
 from fsworker.store.layout import GROUP_WRITES, WORKER_WRITES, Modes, StoreConfig
 from fsworker.store.locks import store_lock
 from fsworker.store.opening import read_config
-from fsworker.store.owners import group_name, user_name
+from fsworker.store.owners import group_name, join_command, user_name
 from fsworker.store.probe import check_filesystem
 
 _SET_UPS = {"worker": WORKER_WRITES, "group": GROUP_WRITES}
@@ -200,10 +200,10 @@ def _make_spool(handle: StoreHandle, app: str, gid: int | None) -> None:
     try:
         os.chown(name, -1, gid, dir_fd=handle.fd, follow_symlinks=False)
     except PermissionError:
-        me, group = user_name(os.geteuid()), group_name(gid)
+        me = user_name(os.geteuid())
         raise ConfigError(
-            f"{handle.root / name} cannot be given to group {group}: {me} is not a member. "
-            f"Run: usermod -aG {group} {me}, log in again, and repeat"
+            f"{handle.root / name} cannot be given to group {group_name(gid)}: {me} is not a member. "
+            f"Run: {join_command(gid, me)}, log in again, and repeat"
         ) from None
     os.chmod(name, handle.modes.spool_app, dir_fd=handle.fd)  # chown clears setgid
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fsworker.errors import ConfigError
 from fsworker.store import layout
 from fsworker.store.layout import Modes, StoreConfig
-from fsworker.store.owners import group_name, user_name
+from fsworker.store.owners import join_command, user_name
 
 
 def open_root(path: Path) -> int:
@@ -23,17 +23,16 @@ def open_root(path: Path) -> int:
     except PermissionError:
         me = user_name(os.geteuid())
         raise ConfigError(
-            f"{path} is closed to {me}; to read a store, be a member of its group: "
-            f"usermod -aG {_group_of(path)} {me}, then log in again"
+            f"{path} is closed to {me}; to read a store, be a member of its group: {_join_command(path, me)}, then log in again"
         ) from None
 
 
-def _group_of(path: Path) -> str:
-    """The name of a directory's group, for a message, as far as it can be seen."""
+def _join_command(path: Path, user: str) -> str:
+    """What makes ``user`` a member of a directory's group, for a message, as far as that can be seen."""
     try:
-        return group_name(os.stat(path).st_gid)
+        return join_command(os.stat(path).st_gid, user)
     except OSError:
-        return f"<group of {path}>"
+        return f"usermod -aG <group of {path}> {user}"
 
 
 def read_config(root_fd: int, path: Path) -> StoreConfig:

@@ -20,3 +20,11 @@ def group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return f"gid {gid}"
+
+
+def join_command(gid: int, user: str) -> str:
+    """What makes ``user`` a member of a group, for a message. ``usermod`` takes no group that has no name."""
+    try:
+        return f"usermod -aG {grp.getgrgid(gid).gr_name} {user}"
+    except KeyError:
+        return f"groupadd --gid {gid} NAME && usermod -aG NAME {user} (of a container: --group-add {gid})"
