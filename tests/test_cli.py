@@ -91,6 +91,13 @@ def test_init_makes_a_store_and_says_what_is_next(tmp_path: Path) -> None:
     assert tree["grace"] == "12h"
 
 
+def test_with_a_redis_of_ones_own_the_next_step_is_not_up(tmp_path: Path) -> None:
+    env = {"FSWORKER_REDIS_URL": "redis://redis:6379/0"}
+    done = fsworker("init", tmp_path / "files", "--app", "shop", env=env)
+    assert f"fsworker doctor --store {tmp_path / 'files'}" in done.stdout
+    assert "fsworker up" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

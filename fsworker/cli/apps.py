@@ -76,12 +76,13 @@ def init(
     fsworker init /srv/files --app shop --app blog
     sudo fsworker init /srv/files --owner fsworker --group www-data --app shop:shop
     """
+    settings = settings_for()
     if owner is not None:
         _become(owner, store, group)
     else:
         warn_root()
     create_store(store, apps=apps, grace_s=grace, writers=writers, group=group)
-    _report(store, as_json)
+    _report(store, settings, as_json)
 
 
 @click.group("app")
@@ -96,9 +97,10 @@ def app_group() -> None:
 @reporting
 def app_add(names: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     """Register applications; a running worker notices within seconds."""
-    with open_store(settings_for(store)) as handle:
+    settings = settings_for(store)
+    with open_store(settings) as handle:
         add_apps(handle, dict(parse_app(name) for name in names))
-        _report(handle.root, as_json)
+        _report(handle.root, settings, as_json)
 
 
 @app_group.command("list")
@@ -107,8 +109,9 @@ def app_add(names: tuple[str, ...], store: Path | None, as_json: bool) -> None:
 @reporting
 def app_list(store: Path | None, as_json: bool) -> None:
     """List the registered applications and their spool directories."""
-    with open_store(settings_for(store)) as handle:
-        _report(handle.root, as_json)
+    settings = settings_for(store)
+    with open_store(settings) as handle:
+        _report(handle.root, settings, as_json)
 
 
 @app_group.command("retire")
@@ -175,7 +178,7 @@ def _become(owner: str, store: Path, group: str | None) -> None:
     del group  # a member of it, or create_store says what to do
 
 
-def _report(path: Path, as_json: bool) -> None:
+def _report(path: Path, settings: Settings, as_json: bool) -> None:
     with StoreHandle(path) as handle:
         spools = {app: str(handle.root / SPOOL / app) for app in handle.config.app_names}
         if as_json:
@@ -199,4 +202,8 @@ def _report(path: Path, as_json: bool) -> None:
             out.print(
                 f"App      {app}: writes to {spool} (members of group {group_name(gid)})", soft_wrap=True, markup=False
             )
-        out.print(f"Next     {program()} up {handle.root}", soft_wrap=True, markup=False)
+        # Who has a Redis of his own starts the processes by systemd or in containers, and "up" would be one more of each.
+        next_step = f"{program()} up {handle.root}"
+        if settings.redis_url:
+            next_step = f"start workers and beat, then: {program()} doctor --store {handle.root}"
+        out.print(f"Next     {next_step}", soft_wrap=True, markup=False)
