@@ -3,12 +3,13 @@
 #   make test    all tests
 #   make torture the store's long runs: every crash point, every order, power cuts (about twenty minutes; root for some)
 #   make chaos   ten minutes of ingest while processes, Redis, network and disk are broken (root for the disk)
+#   make compose the stack of compose.yaml, in containers (Docker Compose 2, root, a network)
 #   make check   lint, format, types, import layers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture chaos check format clean
+.PHONY: demo test torture chaos compose check format clean
 
 demo:
 	@$(PYTHON) tools/environment.py $(VENV) embedded
@@ -22,6 +23,9 @@ torture: .dev
 
 chaos: .dev
 	$(BIN)/python tests/chaos.py $(or $(ARGS),--seconds 600)
+
+compose: .dev
+	FSWORKER_COMPOSE=1 $(BIN)/python -m pytest -s tests/test_compose.py $(ARGS)
 
 check: .dev
 	$(BIN)/ruff check .

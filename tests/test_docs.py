@@ -112,7 +112,9 @@ def test_the_settings_table_is_complete_and_its_defaults_are_true() -> None:
     }
 
 
-@pytest.mark.parametrize("document", ["README.md", "DESIGN.md", "compose.yaml", "config/fsworker.env"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "DESIGN.md", "compose.yaml", "config/compose.acl.yaml", "config/fsworker.env"]
+)
 def test_every_setting_that_is_named_exists(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = {name.lower() for name in re.findall(r"\bFSWORKER_([A-Z][A-Z_]*[A-Z])\b", text)} - {"config"}
