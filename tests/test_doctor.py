@@ -331,6 +331,14 @@ def test_rights_that_are_too_wide_or_too_narrow_are_named(server: EmbeddedServer
     assert "more rights than it needs" in found
 
 
+def test_a_default_user_without_rights_is_named(server: EmbeddedServer) -> None:
+    """Redis 7.0 reads transactions in its append-only file with them."""
+    users = Users(server, Names("fsworker"), ["shop"])
+    users.admin.execute_command("ACL", "SETUSER", "default", "-set")
+    (found,) = users.look("fsworker-admin")
+    assert found.startswith("problem user default may not write")
+
+
 def test_a_user_who_may_not_even_look_is_told_whom_to_be(server: EmbeddedServer) -> None:
     users = Users(server, Names("fsworker"), ["shop"])
     found = users.look("fsworker-app-shop")

@@ -45,13 +45,14 @@ UUID = "0123abcd-0000-4000-8000-0123456789ab"
 class Guarded:
     """A Redis that reads the generated file, and its URL for each user."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *more_flags: str) -> None:
         self.socket = directory / "s"
         acl = directory / "users.acl"
         acl.write_text(acl_file(USERS, PASSWORDS))
         self.log = directory / "redis.log"
         flags = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(acl), "--logfile", str(self.log)]
-        self.process = GuardedProcess([str(find_server().path), *flags, "--dir", str(directory), "--save", ""])
+        flags += ["--dir", str(directory), "--save", "", *more_flags]
+        self.process = GuardedProcess([str(find_server().path), *flags])
         assert eventually(self._answers), self.log.read_text()
         self.admin = self.connect("fsworker-admin")
 
@@ -475,6 +476,25 @@ def test_nobody_gets_in_without_a_password(guarded: Guarded) -> None:
             pytest.raises(redis.AuthenticationError),
         ):
             stranger.ping()
+
+
+def test_redis_itself_may_read_back_what_was_written_in_transactions(guarded: Guarded, tmp_path: Path) -> None:
+    """It does so as user default, whom nobody else can be (the test above). Tried after a restart, and by his rights.
+
+    The server of this test may be one that asks for no rights then; the rights are looked at for those that do.
+    """
+    changes = [("SET", "a", "b"), ("HSET", "a", "b", "c"), ("LPUSH", "a", "b"), ("ZADD", "a", "1", "b"), ("DEL", "a")]
+    for change in [*changes, ("SETEX", "a", "1", "b"), ("PERSIST", "a"), ("APPEND", "a", "b"), ("SELECT", "1")]:
+        assert guarded.admin.execute_command("ACL DRYRUN", "default", *change) in (b"OK", "OK", True), change
+    for look in (("GET", "a"), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("EVAL", "return 1", "0"), ("PUBLISH", "a", "b")):
+        assert guarded.admin.execute_command("ACL DRYRUN", "default", *look) not in (b"OK", "OK", True), look
+    for times in range(2):
+        server = Guarded(tmp_path, "--appendonly", "yes")
+        with server.connect("fsworker-maintenance") as worker, server.admin:
+            if times == 0:
+                worker.pipeline(transaction=True).set("celery-task-meta-shop.x", "1").execute()
+            assert server.admin.get("celery-task-meta-shop.x") == b"1"
+        server.process.stop(signal.SIGTERM, 5)
 
 
 def test_the_file_shows_no_password() -> None:

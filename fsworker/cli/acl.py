@@ -31,6 +31,9 @@ def acl(store: Path | None, passwords: Path | None, as_json: bool) -> None:
     fsworker acl --passwords /etc/fsworker/redis > /etc/redis/users.acl
     redis-cli --user fsworker-admin --askpass ACL LOAD
 
+    The first time, restart Redis instead, with "aclfile /etc/redis/users.acl" in its configuration: that also ends the
+    connections of those who needed no password until then.
+
     The file has the passwords' SHA-256 only. Without --passwords nobody can log in with it. Connects to nothing. Each
     process gets a URL of its own: redis://fsworker-app-shop:PASSWORD@host/0 for application shop, fsworker-ingest,
     fsworker-maintenance and fsworker-beat for the workers and beat.

@@ -130,6 +130,13 @@ def rights(kv: KV, names: Names, apps: Sequence[str], *, private: bool) -> Itera
     known = None if private else kv.user_names()
     if known is None or (user == "default" and not any(name.startswith(f"{names.namespace}-") for name in known)):
         return
+    if not kv.would_allow("default", "SET", "x", "x"):
+        yield problem(
+            "redis users",
+            "user default may not write, not even when he is off: many a Redis reads its append-only file with his rights, and "
+            "loses at its next start what was written in transactions, as keep-sets are",
+            _LOAD,
+        )
     wrong = list(_wrong_users(kv, names, apps, known))
     yield from wrong
     if not wrong:
