@@ -133,6 +133,23 @@ def test_an_upload_that_the_worker_may_not_read_is_named_with_its_fix(root: Path
     assert (root / "Error" / entry / "private").read_bytes() == b"mine"
 
 
+def test_uploads_wait_for_a_worker_that_was_not_given_the_group(root: Path) -> None:
+    """It was forgotten, or the worker runs since before: nothing is wrong with the uploads."""
+    job_ids = [shop(lambda: drop(root, b"content")), f"shop.{uuid.uuid4()}"]
+    shop(lambda: (root / "Spool" / "shop" / "plain").write_bytes(b"mine"), 0o027)
+    uploads = [{}, {"upload": "plain"}]  # with a request file, and of a plain producer
+
+    def without() -> list[Outcome | None]:
+        return [run(root, job_id, **upload) for job_id, upload in zip(job_ids, uploads, strict=True)]
+
+    assert as_user(WORKER, STORE_GROUP, without, groups=(OTHER_GROUP,)) == [None, None]
+    assert os.listdir(root / "Error") == []
+    sizes = [
+        worker(lambda i=job_id, u=upload: run(root, i, **u)) for job_id, upload in zip(job_ids, uploads, strict=True)
+    ]
+    assert [outcome.result["size"] for outcome in sizes] == [7, 4]
+
+
 def test_an_application_cannot_forge_an_outcome(root: Path) -> None:
     job_id = shop(lambda: drop(root, b"true"))
     forged = Outcome.model_validate(

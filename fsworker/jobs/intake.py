@@ -13,7 +13,7 @@ import os
 import stat
 from contextlib import suppress
 
-from fsworker.errors import ConfigError, UploadNotFoundError, UploadRejectedError
+from fsworker.errors import ConfigError, StoreUnavailableError, UploadNotFoundError, UploadRejectedError
 from fsworker.openat2 import open_beneath
 from fsworker.spool.directory import SpoolDirectory, taken_name
 from fsworker.store import errordir, layout
@@ -35,7 +35,8 @@ def take(spool: SpoolDirectory, job_id: str, upload: str, max_bytes: int) -> int
     """Take an upload for a job and return a descriptor to read it from; taking again after a crash goes on.
 
     Raises :class:`UploadNotFoundError`, or :class:`UploadRejectedError` for what is not one regular file of at most
-    ``max_bytes`` that this process can read. The upload is then ``.<job id>.taken``.
+    ``max_bytes`` that this process can read, or :class:`StoreUnavailableError` where it lacks the group of the spool. The
+    upload is then ``.<job id>.taken``.
     """
     taken = taken_name(job_id)
     if not spool.exists(taken) and not spool.rename(upload, taken):
@@ -53,6 +54,20 @@ def take(spool: SpoolDirectory, job_id: str, upload: str, max_bytes: int) -> int
         os.close(fd)
         raise
     return fd
+
+
+def check_member(spool: SpoolDirectory) -> None:
+    """Raise :class:`StoreUnavailableError` where what cannot be read is this process's fault: it lacks the spool's group.
+
+    A group that its user was given while it ran is not there before it is started again.
+    """
+    gid = os.fstat(spool.fd).st_gid
+    if os.geteuid() == 0 or gid in {os.getegid(), *os.getgroups()}:
+        return
+    group, me = group_name(gid), user_name(os.geteuid())
+    raise StoreUnavailableError(
+        f"this worker is not in group {group}, to which {spool.path} belongs: usermod -aG {group} {me}, then start it again"
+    )
 
 
 def _judge(status: os.stat_result, upload: str, max_bytes: int) -> None:
@@ -78,6 +93,7 @@ def _explain_open(spool: SpoolDirectory, upload: str, taken: str, error: OSError
     if error.errno == errno.EXDEV:
         return UploadRejectedError(f"upload {upload!r} is a mount point; only regular files are taken")
     if error.errno in (errno.EACCES, errno.EPERM):
+        check_member(spool)
         status = spool.status(taken)
         owner = (
             ""

@@ -25,6 +25,7 @@ from fsworker.errors import (
 from fsworker.jobs.announcing import Announcer
 from fsworker.jobs.attempts import back_off, fail
 from fsworker.jobs.held import HeldJob
+from fsworker.jobs.intake import check_member
 from fsworker.jobs.spools import Spools
 from fsworker.jobs.work import Worker
 from fsworker.model import REQUESTS, Failure, Outcome, describe
@@ -88,6 +89,7 @@ class Life:
         try:
             found = spool.read_request(job_id)
         except UploadRejectedError as error:
+            check_member(spool)  # where the fault is ours, the job waits
             return self._fail(HeldJob(job_id, spool, SpooledRequest(task="ingest", request={}), None), error)
         spooled = found or SpooledRequest.model_validate({"task": task, "request": dict(kwargs)})
         job = HeldJob(job_id, spool, spooled, None)
