@@ -292,6 +292,21 @@ def test_a_spool_for_a_group_one_is_not_in_names_the_command(worker_store: Path)
     assert "blog" not in (worker_store / "FileStruct.json").read_text()
 
 
+@needs_root
+def test_an_application_that_gets_its_group_later_reads_what_is_there(worker_store: Path) -> None:
+    """Registered without its group, by mistake, and once more with it."""
+
+    def add(app: str, group: str | None) -> None:
+        with ObjectStore(worker_store) as store:
+            add_apps(store, {app: group})
+
+    for group in (None, str(OTHER_GROUP)):
+        as_user(WORKER, OTHER_GROUP, lambda: add("blog", group), groups=(STORE_GROUP, SHOP_GROUP))
+    note = worker_store / "Spool/blog/.store.json"
+    assert note.stat().st_gid == OTHER_GROUP
+    assert as_user(WRITER, OTHER_GROUP, note.read_text) == note.read_text()
+
+
 def test_content_survives_all_that(tmp_path: Path) -> None:
     create_store(tmp_path, apps=[])
     assert put(tmp_path, b"x").hash == sha1(b"x")

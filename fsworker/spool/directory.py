@@ -189,6 +189,11 @@ class SpoolDirectory:
         """Tell clients that see only this directory which store it belongs to."""
         self._write(STORE_NOTE, {"id": store_id, "app": self.app})
 
+    def has_own_note(self) -> bool:
+        """Whether the note is there and has the directory's group: where that was changed, clients cannot read an old one."""
+        status = self.status(STORE_NOTE)
+        return status is not None and status.st_gid == os.fstat(self.fd).st_gid
+
     def read_store_id(self) -> str:
         """The id of the store that this spool belongs to; empty when it is not noted."""
         try:

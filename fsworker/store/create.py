@@ -211,5 +211,5 @@ def _make_spool(handle: StoreHandle, app: str, gid: int | None) -> None:
 def _note_store(handle: StoreHandle, app: str) -> None:
     """Tell the application's clients, who may see nothing but their spool directory, which store this is."""
     with SpoolDirectory(handle.root / layout.SPOOL / app, app) as spool:
-        if spool.read_store_id() != handle.config.store_id:
+        if spool.read_store_id() != handle.config.store_id or not spool.has_own_note():
             spool.write_store_note(handle.config.store_id)
