@@ -104,8 +104,11 @@ def program() -> str:
     here = Path(sys.argv[0])
     if here.name != "fsworker" or shutil.which("fsworker") == str(here.absolute()):
         return "fsworker"
+    directory = Path.cwd()
+    if here.is_absolute() and directory == Path("/"):
+        return str(here)
     with contextlib.suppress(ValueError):
-        return str(here.absolute().relative_to(Path.cwd()))
+        return str(here.absolute().relative_to(directory))
     return str(here)
 
 
