@@ -279,6 +279,12 @@ def test_units_run_commands_that_exist_without_privileges() -> None:
             assert f"\n{line}\n" in text, f"{source.name} lacks {line}"
         # It would forbid the setgid bit, and with it every new directory of the store.
         assert "\nRestrictSUIDSGID=yes" not in text
+        # It would forbid to ask whether a time source holds the clock: each start of the host would count as a step of it.
+        assert "\nProtectClock=yes" not in text
+        allowed = re.search(r"^SystemCallFilter=(.*)$", text, re.M)[1].split()  # type: ignore[index]
+        assert {"landlock_create_ruleset", "landlock_restrict_self", "adjtimex", "clock_adjtime", "cachestat"} <= {
+            *allowed
+        }
 
 
 @contextmanager
