@@ -22,16 +22,14 @@ restored after a lost worker passes the same door again.
 from __future__ import annotations
 
 import base64
-import json
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from fsworker.broker import strictjson
+from fsworker.broker import rebuilt, strictjson
 from fsworker.errors import FSWorkerError
 
 Validator = Callable[[dict[str, Any]], None]
@@ -42,11 +40,9 @@ MAX_DEPTH: Final = 20
 
 _MAX_ECHO_CHARS: Final = 100
 _MAX_EXPLANATION_CHARS: Final = 200
-_ENVELOPE_BYTES: Final = 2048  # what :func:`_rebuild` puts around a body, generously
 _TAIL_BYTES: Final = 16 * 1024
 _JOB_SUFFIX: Final = r"[A-Za-z0-9_-]{8,64}"
 _OWN_JOB_ID: Final = r"[A-Za-z0-9._-]{8,128}"
-_CANVAS: Final = ("callbacks", "errbacks", "chain", "chord")
 
 
 class Reason(StrEnum):
@@ -160,14 +156,14 @@ def _judge_task(
         raise _RefusedError(Reason.CANVAS, "the message is part of a group; send single tasks")
     kwargs = _arguments(envelope["body"])
     # Encoded before the validator sees the arguments: what runs is what was sent, also if a validator alters its input.
-    body = _encode_body(kwargs)
-    if len(body) > rules.max_bytes - _ENVELOPE_BYTES:
+    body = rebuilt.encode_body(kwargs)
+    if len(body) > rules.max_bytes - rebuilt.ENVELOPE_BYTES:
         # Numbers can grow when they are written again, and a restored message has to pass this door once more.
         raise _RefusedError(Reason.TOO_LARGE, f"the body takes {len(body)} bytes; send fewer or shorter arguments")
     _validate(task, rules.tasks[task], kwargs)
     delivery_info = properties.get("delivery_info")
     redelivered = isinstance(delivery_info, dict) and delivery_info.get("redelivered") is True
-    message = _rebuild(rules.queue, task, job_id, expires, body, redelivered)
+    message = rebuilt.message(rules.queue, task, job_id, expires, body, redelivered)
     if rules.job_prefix is None:
         # On the operator's own queue Celery stores a result for who waits. Jobs of applications store theirs themselves.
         message["headers"]["ignore_result"] = headers.get("ignore_result") is True
@@ -222,7 +218,7 @@ def _arguments(encoded_body: str) -> dict[str, Any]:
     if args != []:
         raise _RefusedError(Reason.ARGUMENTS, "positional arguments; send keyword arguments only")
     embedded = _object(embed, "embed")
-    for key in _CANVAS:
+    for key in rebuilt.CANVAS:
         value = embedded.get(key)
         if value is not None and value != [] and value != {}:
             raise _RefusedError(Reason.CANVAS, f"the message carries {key}; use on_done instead of Celery's canvas")
@@ -240,52 +236,6 @@ def _validate(task: str, validator: Validator, kwargs: dict[str, Any]) -> None:
     except Exception as error:  # whatever an argument trips in a validator must not stop the worker
         explanation = f"{type(error).__name__}: {printable(str(error))}"
         raise _RefusedError(Reason.ARGUMENTS, f"{task}: the validator failed: {explanation}") from error
-
-
-def _encode_body(kwargs: dict[str, Any]) -> str:
-    """``kwargs`` as a body of protocol 2, in base64."""
-    body = [[], kwargs, dict.fromkeys(_CANVAS)]
-    text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(text.encode("utf-8")).decode("ascii")
-
-
-def _rebuild(queue: str, task: str, job_id: str, expires: str | None, body: str, redelivered: bool) -> dict[str, Any]:
-    """The message as kombu would hand it over had an honest producer sent it. Fields: Celery's message protocol 2."""
-    return {
-        "body": body,
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
-        "headers": {
-            "lang": "py",
-            "task": task,
-            "id": job_id,
-            "root_id": job_id,
-            "parent_id": None,
-            "group": None,
-            "group_index": None,
-            "eta": None,
-            "expires": expires,
-            "retries": 0,
-            "timelimit": [None, None],
-            "shadow": None,
-            "origin": "",
-            "argsrepr": "()",
-            "kwargsrepr": "{...}",
-            "replaced_task_nesting": 0,
-            "stamped_headers": [],
-            "stamps": {},
-        },
-        "properties": {
-            "correlation_id": job_id,
-            "reply_to": "",
-            "delivery_mode": 2,
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": str(uuid.uuid4()),
-            # The anonymous exchange: a restored message needs no binding table to find its queue again.
-            "delivery_info": {"exchange": "", "routing_key": queue, "redelivered": redelivered},
-        },
-    }
 
 
 def _foreign_id_detail(job_id: object, rules: QueueRules) -> str:
