@@ -4,9 +4,9 @@
 
     python benchmarks/store.py [--files 10000] [--large-bytes 1073741824] [--rounds 3] [--directory DIR] [--json]
 
-Every rate is the best of the rounds, taken in turns, because machines are noisy: read the ratios. HashFS itself is what
-we compare with (``pip install hashfs``): a copy of what its ``put`` does was more than twice as fast as the package, whose
-time goes into its stream class and its paths.
+Every rate is the best of the rounds, taken in turns, because machines are noisy (duplicates: ten rounds, turns of a
+thousand files): read the ratios. HashFS itself is what we compare with (``pip install hashfs``): a copy of what its ``put``
+does was more than twice as fast as the package, whose time goes into its stream class and its paths.
 
 Two kinds of yardstick beside it. A *floor* is the least that anybody does for such a result: copy, hash, sync. *Bare* are
 our own system calls (``bare.py``), in a plain loop: what they take is the machine's, what we take beyond them is ours.
@@ -47,6 +47,9 @@ except ImportError:
 
 SMALL_BYTES = 4096
 MIB = 1 << 20
+TURN = 1000
+AGAIN_ROUNDS = 10
+"""Duplicates are soon done: more rounds find a quiet moment for each."""
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
@@ -207,31 +210,49 @@ def have_memory(base: Path, files: list[Path]) -> None:
 
 
 def best(
-    contestants: dict[str, Callable[[Path, list[Path]], None]],
-    base: Path,
-    files: list[Path],
-    rounds: int,
-    *,
-    keep: bool,
+    contestants: dict[str, Callable[[Path, list[Path]], None]], base: Path, files: list[Path], rounds: int
 ) -> dict[str, float]:
-    """The shortest time of each, in seconds. With ``keep`` each finds what it stored in a round before the first.
+    """The shortest time of each for what is new, in seconds.
 
     Many files are not deleted meanwhile, because ext4 searches long for a free inode where many have just been freed;
     one large file is, since two would not fit the page cache of a small machine.
     """
     times = dict.fromkeys(contestants, float("inf"))
-    for number in range(rounds + keep):
+    for number in range(rounds):
         for name, action in contestants.items():
-            directory = base / f"{name.replace(' ', '-').replace(',', '')}{'' if keep else number}"
+            directory = base / f"{directory_name(name)}{number}"
             os.sync()
             if len(files) == 1:
                 have_memory(base, files)
-            took = timed(action, directory, files)
-            if not (keep and number == 0):
-                times[name] = min(times[name], took)
+            times[name] = min(times[name], timed(action, directory, files))
             if len(files) == 1:
                 shutil.rmtree(directory, ignore_errors=True)
     return times
+
+
+def best_again(
+    contestants: dict[str, Callable[[Path, list[Path]], None]], base: Path, files: list[Path], rounds: int
+) -> dict[str, float]:
+    """The time of each for what it has already, in seconds.
+
+    They take turns after each thousand files, and of each thousand its shortest time counts: a neighbour on the machine
+    that is busy for some seconds slows all of them, or none.
+    """
+    for name, action in contestants.items():
+        action(base / directory_name(name), files)
+    os.sync()
+    parts = [files[start : start + TURN] for start in range(0, len(files), TURN)]
+    times = {name: [float("inf")] * len(parts) for name in contestants}
+    for _ in range(rounds):
+        for number, part in enumerate(parts):
+            for name, action in contestants.items():
+                took = timed(action, base / directory_name(name), part)
+                times[name][number] = min(times[name][number], took)
+    return {name: sum(of_parts) for name, of_parts in times.items()}
+
+
+def directory_name(contestant: str) -> str:
+    return contestant.replace(" ", "-").replace(",", "")
 
 
 def measure_small(base: Path, count: int, rounds: int) -> dict[str, Any]:
@@ -245,14 +266,14 @@ def measure_small(base: Path, count: int, rounds: int) -> dict[str, Any]:
         "bare, batch": bare("batch"),
         "ours, batch": ours_batched,
     }
-    new = {name: count / took for name, took in best(contestants, base, files, rounds, keep=False).items()}
+    new = {name: count / took for name, took in best(contestants, base, files, rounds).items()}
     few = files[: max(1, count // 10)]
     synced = {
         "floor, synced one at a time": floor_synced,
         "bare, full": bare("full"),
         "ours, full": ours("full"),
     }
-    new |= {name: len(few) / took for name, took in best(synced, base, few, rounds, keep=False).items()}
+    new |= {name: len(few) / took for name, took in best(synced, base, few, rounds).items()}
     contestants = {
         "hash only": hash_only,
         "floor, compared": floor_compared,
@@ -262,8 +283,10 @@ def measure_small(base: Path, count: int, rounds: int) -> dict[str, Any]:
         "bare, batch": bare("batch"),
         "ours, batch": ours_batched,
     }
-    duplicates = {name: count / took for name, took in best(contestants, base, files, rounds, keep=True).items()}
-    full = best({"bare, full, again": bare("full"), "ours, full, again": ours("full")}, base, few, 1, keep=True)
+    duplicates = {
+        name: count / took for name, took in best_again(contestants, base, files, max(rounds, AGAIN_ROUNDS)).items()
+    }
+    full = best_again({"bare, full, again": bare("full"), "ours, full, again": ours("full")}, base, few, 1)
     duplicates |= {name.removesuffix(", again"): len(few) / took for name, took in full.items()}
     return {"new files/s": new, "duplicates/s": duplicates}
 
@@ -283,7 +306,7 @@ def measure_large(base: Path, size: int, rounds: int) -> dict[str, Any]:
         "ours, full": ours("full"),
     }
     hash_only(base, [path])  # into the page cache
-    rates = {name: size / took / 1e6 for name, took in best(contestants, base, [path], rounds, keep=False).items()}
+    rates = {name: size / took / 1e6 for name, took in best(contestants, base, [path], rounds).items()}
     peak = peak_of(base, path)
     path.unlink()
     return {"large file, MB/s": rates, "peak memory beyond start, MB": peak}
