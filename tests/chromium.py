@@ -118,11 +118,11 @@ class Page:
 
 
 def need_chromium() -> str:
-    """Chromium's path; a skip without one (it is too large to install for every run)."""
+    """Chromium's path; a skip without one."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    pytest.skip("CI-may-skip: no Chromium here")
+    pytest.skip("Chromium is not installed")
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def test_a_gibibyte_costs_the_application_no_memory(served: Site) -> None:
 def test_hostile_files_are_downloads(served: Site, hostile: str) -> None:
     source = CORPUS / "hostile" / hostile
     if not source.exists():
-        pytest.skip("CI-may-skip: the corpus is not here")
+        pytest.skip("the shared corpus is not here")
     name = served.store.put_file(source)
     kind = "image/svg+xml" if hostile.endswith("svg") else "application/postscript"
     headers = served.get(name, query=f"?filename={hostile}&media_type={quote(kind)}").headers

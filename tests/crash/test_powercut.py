@@ -97,7 +97,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if os.geteuid() != 0:
         pytest.skip("CI-may-skip: only root can mount")
     if shutil.which(command[0]) is None:
-        pytest.skip(f"CI-may-skip: {command[0]} is not installed")
+        pytest.skip(f"{command[0]} is not installed")
     mount_for_ourselves()
     (tmp_path / "image").write_bytes(b"")
     os.truncate(tmp_path / "image", 400 << 20)
