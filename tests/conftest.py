@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from stacks import RunningStack, running_stack
 from users import open_path as open_path  # a fixture
 
@@ -23,6 +24,10 @@ ALLOWED_IN_CI = ("CI-may-skip:",)
 
 def pytest_configure() -> None:
     """Ctrl-C and a hang-up reach the programs that tests start: who runs the tests in the background has them ignored."""
+    # The first draw in a fresh clone makes Hypothesis's table of characters, which takes seconds. (Its own profile for CI knows.)
+    if os.environ.get("CI") != "true":
+        settings.register_profile("fsworker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("fsworker")
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)

@@ -67,8 +67,10 @@ class Server:
 
     def unacknowledged(self, role: str = "ingest") -> int:
         key = f"test:{role}:unacked"
-        assert self.redis.hlen(key) == self.redis.zcard(f"{key}_index")
-        return int(self.redis.hlen(key))
+        with self.redis.pipeline() as pipe:  # at one moment: an acknowledgement may come between
+            held, indexed = pipe.hlen(key).zcard(f"{key}_index").execute()
+        assert held == indexed
+        return int(held)
 
     def result(self, job_id: str) -> Any:
         raw = self.redis.get(RESULT + job_id)

@@ -37,9 +37,10 @@ def parse_hash(text: object) -> Hash:
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """Quote ``value`` for a message: control characters escaped, at most about ``limit`` characters."""
+    """Quote ``value`` for a message: what is not printable ASCII escaped, at most ``limit`` characters between the quotes."""
     text = value if isinstance(value, str) else repr(value)
-    return ascii(text) if len(text) <= limit else f"{ascii(text[:limit])[:-1]}…'"
+    quoted = ascii(text[: limit + 1])
+    return quoted if len(quoted) <= limit + 2 else f"{quoted[: limit + 1]}…{quoted[0]}"
 
 
 def check_app(name: object) -> str:
