@@ -74,8 +74,14 @@ CASES: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
 }
 
 
+PHOTOGRAPH = Path(__file__).parents[2] / "shared" / "corpus" / "images" / "phone-12mp-mpo.jpg"
+"""A telephone's: with EXIF, a second picture, and colours at half the width only (4:2:2)."""
+
+
 def cases(directory: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Name and file of each picture whose name contains one of ``only``."""
+    """Name and file of each picture whose name contains one of ``only``; the photograph only where it is."""
+    if PHOTOGRAPH.exists() and any(text.lower() in "photograph" for text in only):
+        yield "photograph", PHOTOGRAPH
     for name, (file, shape, options) in CASES.items():
         if any(text.lower() in name.lower() for text in only):
             photograph(*shape).save(directory / file, **options)

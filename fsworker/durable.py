@@ -19,7 +19,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 from contextlib import suppress
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -39,7 +38,7 @@ def open_unnamed(directory_fd: int, directory: str, mode: int = 0o600) -> int:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-    name = f"{directory}/.{secrets.token_hex(16)}"
+    name = f"{directory}/.{os.urandom(16).hex()}"
     fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=directory_fd)
     _fallback_names[fd] = (directory_fd, name)
     return fd
@@ -139,7 +138,7 @@ def replace_small_file(
     XFS at least, so that is for names that are new. A crash may leave a file ``.<random>.new``, which the sweep removes.
     A symbolic link of that name is not followed: ``rename`` replaces the link itself.
     """
-    temporary = f".{secrets.token_hex(16)}.new"
+    temporary = f".{os.urandom(16).hex()}.new"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(temporary, flags, 0o600, dir_fd=directory_fd)
     try:

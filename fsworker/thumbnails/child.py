@@ -96,7 +96,7 @@ def _run(
 
         def prepare() -> None:
             confine(limits, keep, parent, space_bytes, renounce(keep))
-            use_large_pages()
+            use_large_pages(limits.memory_bytes)
 
         decode_and_exit(engine, fd, specifications, limits, Reporter(report_fd, output_fd), prepare)
     finished = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Literal
@@ -83,7 +82,7 @@ def _convert(
 
 def _write(target: Path, made: Made) -> None:
     """Write beside the target and rename, so that no reader, and no failure, sees half a file."""
-    part = target.with_name(f".{secrets.token_hex(8)}.part")
+    part = target.with_name(f".{os.urandom(8).hex()}.part")
     try:
         with open(part, "xb") as stream:
             for chunk in made.chunks():

@@ -166,7 +166,7 @@ class _Server:
 
             def prepare() -> None:
                 confine(limits, keep, self._pid, space_bytes, self._renounced)
-                use_large_pages()
+                use_large_pages(limits.memory_bytes)
 
             decode_and_exit(self._engine, picture, specifications, limits, Reporter(report, output), prepare)
         os.close(descriptors.pop())  # so that there is room for the next line

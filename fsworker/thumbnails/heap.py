@@ -1,18 +1,17 @@
-"""Memory in large pages for the decoding process: worth a tenth of a thumbnail's time.
+"""Memory in large pages for the decoding process: worth a tenth of a thumbnail's time, of a large WebP a third.
 
 A new process pays for each page of memory that it touches first, four KiB at a time: of 44 ms for a photograph of
-12 megapixels those faults took 6. So malloc(3) is told to keep its memory, and to begin with a stretch of huge pages. It
-changes nothing but time; where the C library or the kernel has no such thing, nothing happens.
+12 megapixels those faults took 6. So malloc(3) is told to take all memory from one heap, to keep it, and to begin with
+a stretch of huge pages. It changes nothing but time; where the C library or the kernel has no such thing, nothing happens.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _MADV_HUGEPAGE = 14  # madvise(2)
-_LARGEST_THRESHOLD_BYTES = 32 * 2**20  # glibc refuses a higher one
-_STRETCH_BYTES = 30 * 2**20
+_LONGEST_STRETCH_BYTES = 256 * 2**20  # where the kernel promises no more memory than it has, each byte is promised
 _PAGE_BYTES = 4096
 _LARGE_PAGE_BYTES = 2**21
 _CHUNK_HEAD_BYTES = 64  # what malloc needs beside, generously
@@ -33,18 +32,27 @@ def touch_large_page() -> None:
         _libc.free(room)
 
 
-def use_large_pages() -> None:
-    """Prepare the heap of a process that is to live for one picture. A memory limit that is too tight is respected."""
+def use_large_pages(memory_bytes: int) -> None:
+    """Prepare the heap of a process that is to live for one picture, and may have so much memory."""
     if not _CAN:
         return
-    _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
+    _libc.mallopt(_M_MMAP_MAX, 0)
     _libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
-    stretch = _libc.malloc(_STRETCH_BYTES)
-    if not stretch:
-        return
-    _libc.madvise(-(-stretch // _PAGE_BYTES) * _PAGE_BYTES, _STRETCH_BYTES - 2 * _PAGE_BYTES, _MADV_HUGEPAGE)
-    _libc.free(stretch)
     # What lies before the first large page would come in small ones, so it is taken, for good, and not touched.
-    before = -stretch % _LARGE_PAGE_BYTES
+    before = -more_large_pages(memory_bytes) % _LARGE_PAGE_BYTES
     if before > _CHUNK_HEAD_BYTES:
         _libc.malloc(before - _CHUNK_HEAD_BYTES)
+
+
+def more_large_pages(memory_bytes: int) -> int:
+    """Have half of so much memory come in large pages; the rest is for what does not come from malloc.
+
+    Returns where they begin; 0, and there are none, if the process's limit is too tight for that.
+    """
+    length = min(memory_bytes // 2, _LONGEST_STRETCH_BYTES)
+    stretch = _libc.malloc(length) if _CAN else None
+    if not stretch:
+        return 0
+    _libc.madvise(-(-stretch // _PAGE_BYTES) * _PAGE_BYTES, length - 2 * _PAGE_BYTES, _MADV_HUGEPAGE)
+    _libc.free(stretch)
+    return int(stretch)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from fsworker.thumbnails.child import Engine, decode_and_exit, watch
-from fsworker.thumbnails.heap import touch_large_page, use_large_pages
+from fsworker.thumbnails.heap import more_large_pages, touch_large_page, use_large_pages
 from fsworker.thumbnails.limits import Renounced, close_descriptors, confine
 from fsworker.thumbnails.outcome import Reporter
 from fsworker.thumbnails.render import warm_up
@@ -67,7 +67,7 @@ def _wait_and_decode(
 ) -> NoReturn:
     try:
         close_descriptors(frozenset((wishes.fileno(), renounced.ruleset_fd)))
-        use_large_pages()
+        use_large_pages(LEAST_MEMORY_BYTES)
         touch_large_page()
         warm_up(rounds=1)
         wishes.send(_READY)
@@ -78,6 +78,7 @@ def _wait_and_decode(
 
             def prepare() -> None:
                 confine(limits, frozenset(descriptors), server, space_bytes, renounced)
+                more_large_pages(limits.memory_bytes)
 
             decode_and_exit(engine, picture, specifications, limits, Reporter(report, output), prepare)
     finally:
