@@ -191,17 +191,24 @@ def measure(path: Path, sizes: tuple[int, ...], output: Format, rounds: int) -> 
     best: dict[str, float] = {}
     for _ in range(rounds):
         for name in (*contenders(), "fsworker-alone", "pipeline-alone"):
-            told = ["--measure", name, str(path), ",".join(map(str, sizes)), output]
-            run = subprocess.run([sys.executable, __file__, *told], capture_output=True, text=True, check=True)
-            best[name] = min(best.get(name, 1e9), float(run.stdout))
+            told = in_a_process(name, str(path), ",".join(map(str, sizes)), output)
+            best[name] = min(best.get(name, 1e9), told)
     return best
+
+
+def in_a_process(*told: str) -> float:
+    """What :func:`measure_here` finds in a process of its own."""
+    run = subprocess.run([sys.executable, __file__, "--measure", *told], capture_output=True, text=True, check=True)
+    return float(run.stdout)
 
 
 def measure_here(name: str, path: str, sizes: str, output: str) -> float:
     """The least of some runs of one contender in this process: at least three, and two seconds of them.
 
-    *name*-alone: in milliseconds by the clock, with a pause before each, and three seconds of them.
+    *name*-alone: in milliseconds by the clock, with a pause before each, and three seconds of them. "memory": in MiB.
     """
+    if name == "memory":
+        return peak_memory_mib(Path(path))
     name, _, alone = name.partition("-")
     contender, best = contenders()[name], 1e9
     if name == "fsworker":
@@ -227,7 +234,7 @@ def measure_here(name: str, path: str, sizes: str, output: str) -> float:
     return best
 
 
-def peak_memory_mb(path: Path) -> float:
+def peak_memory_mib(path: Path) -> float:
     """The most memory that the child had on top of what it was forked with, three sizes."""
     fd = os.open(path, os.O_RDONLY)
     wishes = {str(size): Thumbnail(f"{size}x{size}", format="jpeg") for size in SIZES["three"]}
@@ -259,7 +266,7 @@ def main() -> None:
     print(f"{'picture':16} {'sizes':10} {'out':5}{head}{'child ms':>10}{'bare ms':>9}{'alone ms':>10}{'memory':>10}")
     with tempfile.TemporaryDirectory() as directory:
         for picture, path in cases(Path(directory), options.only.split(",")):
-            memory = f"{peak_memory_mb(path):.0f} MiB"
+            memory = f"{in_a_process('memory', str(path), '', ''):.0f} MiB"
             for label, sizes in SIZES.items():
                 for output in options.out.split(","):
                     best = measure(path, sizes, output, options.rounds)

@@ -11,7 +11,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _MADV_HUGEPAGE = 14  # madvise(2)
-_LONGEST_STRETCH_BYTES = 256 * 2**20  # where the kernel promises no more memory than it has, each byte is promised
+_LEAST_STRETCH_BYTES, _LONGEST_STRETCH_BYTES = 16 * 2**20, 256 * 2**20
 _PAGE_BYTES = 4096
 _LARGE_PAGE_BYTES = 2**21
 _CHUNK_HEAD_BYTES = 64  # what malloc needs beside, generously
@@ -47,10 +47,10 @@ def use_large_pages(memory_bytes: int) -> None:
 def more_large_pages(memory_bytes: int) -> int:
     """Have half of so much memory come in large pages; the rest is for what does not come from malloc.
 
-    Returns where they begin; 0, and there are none, if the process's limit is too tight for that.
+    Returns where they begin; 0, and there are none, if that is too little to be worth it, or the process may have less.
     """
     length = min(memory_bytes // 2, _LONGEST_STRETCH_BYTES)
-    stretch = _libc.malloc(length) if _CAN else None
+    stretch = _libc.malloc(length) if _CAN and length >= _LEAST_STRETCH_BYTES else None
     if not stretch:
         return 0
     _libc.madvise(-(-stretch // _PAGE_BYTES) * _PAGE_BYTES, length - 2 * _PAGE_BYTES, _MADV_HUGEPAGE)
