@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import resource
-import struct
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fsworker.thumbnails.child import watch
 from fsworker.thumbnails.heap import more_large_pages, touch_large_page, use_large_pages
 from fsworker.thumbnails.limits import address_space_bytes
 
@@ -24,26 +24,25 @@ needs_large_pages = pytest.mark.skipif(
 )
 
 
-def _in_a_fork(act: Callable[[], int]) -> int:
-    """What ``act`` returns in a fork of this process, as it is called for a picture."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(writing, struct.pack("q", act()))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    os.close(watch(pid))
-    os.waitpid(pid, 0)
-    told = os.read(reading, 8)
-    os.close(reading)
-    assert len(told) == 8, "the fork failed"
-    return int(struct.unpack("q", told)[0])
+def _in_a_process(act: Callable[[], int]) -> int:
+    """What ``act`` returns in a new interpreter: the heap of this one has holes that would be filled first."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(act).result()
 
 
-def _faults_of(sizes_mib: tuple[int, ...]) -> int:
-    """How many pages a process is given while it fills so much memory, held together."""
+def _least(act: Callable[[], int]) -> int:
+    """The least of some: the kernel gives small pages where it finds no large one at that moment."""
+    return min(_in_a_process(act) for _ in range(3))
+
+
+def _limit(memory_mib: int) -> None:
+    """As a picture's process is limited: so much memory on top of what there is."""
+    space = address_space_bytes() + memory_mib * _MIB
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+
+
+def _fill(*sizes_mib: int) -> int:
+    """How many pages this process is given while it fills so much memory, held together."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     held = [b"x" * (size * _MIB) for size in sizes_mib]
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -51,60 +50,68 @@ def _faults_of(sizes_mib: tuple[int, ...]) -> int:
     return faults
 
 
-def _least(act: Callable[[], int]) -> int:
-    """The least of some: the kernel gives small pages where it finds no large one at that moment."""
-    return min(_in_a_fork(act) for _ in range(3))
+def _prepare_and_fill(*sizes_mib: int) -> int:
+    use_large_pages(512 * _MIB)
+    return _fill(*sizes_mib)
+
+
+def _fill_as_a_spare(size_mib: int) -> int:
+    use_large_pages(64 * _MIB)
+    touch_large_page()
+    assert more_large_pages(512 * _MIB)
+    return _fill(size_mib)
+
+
+def _fill_in_a_thread(size_mib: int) -> int:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_prepare_and_fill, size_mib).result()
 
 
 @needs_large_pages
 @pytest.mark.parametrize("sizes_mib", [(16, 16, 16), (48,), (33, 33)], ids=str)
 def test_a_large_picture_costs_few_page_faults(sizes_mib: tuple[int, ...]) -> None:
-    def prepared() -> int:
-        use_large_pages(512 * _MIB)
-        return _faults_of(sizes_mib)
-
-    plain = _in_a_fork(lambda: _faults_of(sizes_mib))
+    plain = _in_a_process(partial(_fill, *sizes_mib))
     assert plain > sum(sizes_mib) * _SMALL_PAGES_A_MIB / 2, "the measure does not see them"
-    assert _least(prepared) < plain / 8
+    assert _least(partial(_prepare_and_fill, *sizes_mib)) < plain / 8
 
 
 @needs_large_pages
 def test_a_spare_has_more_once_it_knows_its_limit() -> None:
-    def spare() -> int:
-        use_large_pages(64 * _MIB)
-        touch_large_page()
-        assert more_large_pages(512 * _MIB)
-        return _faults_of((48,))
-
-    assert _least(spare) < 48 * _SMALL_PAGES_A_MIB / 8
+    assert _least(partial(_fill_as_a_spare, 48)) < 48 * _SMALL_PAGES_A_MIB / 8
 
 
-def test_a_tight_limit_is_respected() -> None:
-    def limited() -> int:
-        space = address_space_bytes() + 20 * _MIB
-        resource.setrlimit(resource.RLIMIT_AS, (space, space))
-        use_large_pages(512 * _MIB)  # as if a limit of the host were tighter than the picture's
-        assert more_large_pages(512 * _MIB) == 0
-        return len(bytes(12 * _MIB))
-
-    assert _in_a_fork(limited) == 12 * _MIB
+@needs_large_pages
+def test_a_thread_that_forks_has_a_heap_of_its_own() -> None:
+    assert _least(partial(_fill_in_a_thread, 20)) < 20 * _SMALL_PAGES_A_MIB / 4
 
 
-def test_half_of_the_memory_is_left_for_what_malloc_does_not_give() -> None:
-    def limited() -> int:
-        space = address_space_bytes() + 64 * _MIB
-        resource.setrlimit(resource.RLIMIT_AS, (space, space))
-        use_large_pages(64 * _MIB)
-        return address_space_bytes() - (space - 64 * _MIB)
-
-    assert _in_a_fork(limited) <= 36 * _MIB
+def _use_of(limit_mib: int, told_mib: int, size_mib: int) -> int:
+    """How many bytes can be had at once, told that there are so many."""
+    _limit(limit_mib)
+    use_large_pages(told_mib * _MIB)
+    return len(b"x" * (size_mib * _MIB))
 
 
-def test_all_of_the_memory_can_be_had_by_malloc() -> None:
-    def limited() -> int:
-        space = address_space_bytes() + 128 * _MIB
-        resource.setrlimit(resource.RLIMIT_AS, (space, space))
-        use_large_pages(128 * _MIB)
-        return len(bytearray(100 * _MIB))
+def _use_of_in_a_thread(limit_mib: int, told_mib: int, size_mib: int) -> int:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_use_of, limit_mib, told_mib, size_mib).result()
 
-    assert _in_a_fork(limited) == 100 * _MIB
+
+def test_a_limit_of_the_host_that_is_tighter_is_respected() -> None:
+    assert _in_a_process(partial(_use_of, 20, 512, 12)) == 12 * _MIB
+
+
+@pytest.mark.parametrize("use", [_use_of, _use_of_in_a_thread])
+def test_most_of_the_memory_can_be_had_at_once(use: Callable[[int, int, int], int]) -> None:
+    assert _in_a_process(partial(use, 130, 130, 90)) == 90 * _MIB
+
+
+def _taken_beforehand() -> int:
+    _limit(64)
+    before = address_space_bytes()
+    use_large_pages(64 * _MIB)
+    return address_space_bytes() - before
+
+
+def test_half_is_left_for_what_malloc_does_not_give() -> None:
+    assert 0 <= _in_a_process(_taken_beforehand) <= 36 * _MIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import struct
@@ -9,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engines import Limited, by_fork, by_spare, obedient_server, ordered
@@ -17,9 +19,11 @@ from PIL import Image
 
 from fsworker.specification import Thumbnail
 from fsworker.thumbnails import Limits, Picture, make_thumbnails
+from fsworker.thumbnails.child import collect
 from fsworker.thumbnails.forkserver import ForkServer
 from fsworker.thumbnails.jpeg import count_scans
 from fsworker.thumbnails.outcome import MemoryFile, Reporter, read_report
+from fsworker.thumbnails.webp import canvas_size
 
 pytestmark = pytest.mark.usefixtures("no_fork_server")
 
@@ -93,6 +97,31 @@ class TestPixels:
     def test_in_every_format(self, image_format: str) -> None:
         data = encoded(chart(200, 100), image_format, **({"sizes": [(200, 100)]} if image_format == "ICO" else {}))
         assert "megapixels" in reason(data, "50x", Limits(max_pixels=10_000))
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*"}, {"save_all": True}], ids=str
+    )
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+    @pytest.mark.parametrize("size", [(1, 1), (3, 300), (301, 2)])
+    def test_of_a_webp_are_read_from_its_start(self, size: tuple[int, int], mode: str, options: dict[str, Any]) -> None:
+        if "save_all" in options:
+            options = {**options, "append_images": [Image.new(mode, size, "red")]}
+        data = encoded(Image.new(mode, size, "blue"), "WEBP", **options)
+        assert canvas_size(io.BytesIO(data)) == size
+        assert canvas_size(io.BytesIO(data[:29])) == (0, 0)
+
+    @pytest.mark.parametrize(
+        "chunk",
+        [
+            b"VP8L\x0e\0\0\0\x2f" + b"\xff" * 13,
+            b"VP8 \x0e\0\0\0\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f" + bytes(4),
+            b"VP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0" + bytes(4),
+        ],
+        ids=lambda chunk: chunk[:4].decode(),
+    )
+    def test_of_a_webp_that_says_it_is_vast(self, chunk: bytes) -> None:
+        data = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+        assert "megapixels, at most 50 are allowed" in reason(data)
 
     def test_a_jpeg_may_have_more_if_it_is_decoded_small(self) -> None:
         data = encoded(chart(9000, 4000), "JPEG", quality=30)
@@ -172,6 +201,14 @@ class TestScans:
             assert count_scans(stream, 100).count == 0
 
 
+@pytest.fixture
+def small_server() -> Iterator[ForkServer]:
+    """A fork server: its forks have no memory but what they are given, where those of this process find holes in its heap."""
+    server = ForkServer()
+    yield server
+    server.stop()
+
+
 class TestResources:
     """What a decoder takes is bounded by the kernel, and what kills it is told."""
 
@@ -181,13 +218,21 @@ class TestResources:
         assert outcome.picture == Picture("image/png", 6000, 5000)
         assert outcome.failed == dict.fromkeys("ab", "needs more than 8 MiB of memory")
 
-    @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "AVIF", "TIFF", "GIF"])
-    def test_memory_in_every_decoder(self, image_format: str) -> None:
-        options = {"JPEG": {"progressive": True}, "AVIF": {"speed": 10}, "WEBP": {"method": 0}}.get(image_format, {})
-        data = encoded(Image.new("RGB", (6000, 5000)), image_format, **options)
-        outcome = thumbnails(data, Limits(memory_bytes=6 * 2**20), a="50x")
-        assert outcome.made == {}
-        assert outcome.failed["a"]
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "HEIF"])
+    def test_no_memory_makes_a_good_picture_a_broken_one(self, image_format: str, small_server: ForkServer) -> None:
+        options: dict[str, Any] = {"JPEG": {"progressive": True}, "AVIF": {"speed": 10}}.get(image_format, {})
+        if image_format == "HEIF":
+            heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra 'heic'")
+            heif.register_heif_opener()
+        data = encoded(Image.effect_noise((1600, 1200), 60).convert("RGB"), image_format, **options)
+        fd, wish = os.memfd_create("picture", os.MFD_CLOEXEC), {"a": Thumbnail("800x")}
+        os.pwrite(fd, data, 0)
+        for mib in (2, 4, 6, 8, 10, 12, 15, 20, 30, 50):
+            report, early = collect(small_server.run, fd, wish, Limits(memory_bytes=mib * 2**20))
+            told = report.failed.get("a", early)
+            assert told == (None if report.made else f"needs more than {mib} MiB of memory")
+        os.close(fd)
+        assert report.made
 
     def test_output(self) -> None:
         noise = Image.effect_noise((600, 600), 100)

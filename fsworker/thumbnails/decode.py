@@ -27,6 +27,7 @@ from fsworker.thumbnails.formats import MEDIA_TYPE
 from fsworker.thumbnails.jpeg import Scans, count_scans
 from fsworker.thumbnails.limits import Limits
 from fsworker.thumbnails.outcome import Picture
+from fsworker.thumbnails.webp import canvas_size
 
 try:
     import pillow_heif
@@ -51,6 +52,7 @@ HAS_HEIF = HEIF_VERSION is not None
 BIG_JPEG_FACTOR = 8
 """How many times the pixel limit a JPEG may have that is decoded at a quarter of its size or less, in one pass."""
 _BIG_JPEG_SCALE = 4
+_BYTES_A_PIXEL: Mapping[str, int] = {"AVIF": 9, "HEIF": 8, "JPEG": 7, "WEBP": 16}  # that decoding takes, as measured
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # the pages of a TIFF are no animation
 
 TRANSPOSE: Mapping[int, Image.Transpose] = {
@@ -126,6 +128,10 @@ def open_source(name: str, stream: BinaryIO, limits: Limits) -> Source:
     """
     # These two cannot be opened without memory for the pixels, so their limit has to apply now.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels if name in ("WEBP", "ICO") else None
+    if name == "WEBP":
+        width, height = canvas_size(stream)
+        if width * height > limits.max_pixels:
+            raise too_many_pixels(width, height, limits.max_pixels)
     scans = count_scans(stream, limits.max_scans) if name == "JPEG" else None
     image = _open(name, stream)
     animated = name in _ANIMATED and bool(getattr(image, "is_animated", False))
@@ -140,14 +146,20 @@ def _open(name: str, stream: BinaryIO) -> ImageFile.ImageFile:
         if not HAS_HEIF:
             raise ImageError("HEIC needs the extra 'heic': pip install 'fsworker[heic]'")
         return cast("ImageFile.ImageFile", pillow_heif.HeifImageFile(stream))  # type: ignore[no-untyped-call]
-    return Image.open(stream, formats=[name])
+    try:
+        return Image.open(stream, formats=[name])
+    except OSError:
+        if name == "WEBP":
+            _check_room(name, canvas_size(stream))
+        raise
 
 
 def decode(source: Source, limits: Limits, scale: int = 1) -> tuple[Image.Image, tuple[float, float]]:
     """Decode the (first) picture; a JPEG at ``1/scale`` of its size, where ``scale`` is 1, 2, 4 or 8.
 
     Returns the pixels, in the stored orientation, and how many stored pixels make one of them, along each side.
-    Raises :class:`ImageError` for too many pixels or scans, and whatever the decoder raises for broken bytes.
+    Raises :class:`ImageError` for too many pixels or scans, ``MemoryError``, and whatever the decoder raises for broken
+    bytes.
     """
     check_pixels(source, limits, scale)
     image = source.take()
@@ -157,8 +169,25 @@ def decode(source: Source, limits: Limits, scale: int = 1) -> tuple[Image.Image,
         drafted = image.draft(None, (max(1, width // scale), max(1, height // scale)))
         if drafted is not None:
             factors = (width / drafted[1][2], height / drafted[1][3])
-    image.load()
-    return image, factors
+    failure = None
+    try:
+        image.load()
+    except Exception as error:  # noqa: BLE001 - raised again
+        failure = error.with_traceback(None)  # what was decoded so far hangs on it
+    if failure is None:
+        return image, factors
+    del image
+    if source.scans is None or not source.scans.single:
+        _check_room(source.format, source.size)
+    raise failure
+
+
+def _check_room(name: str, size: tuple[int, int]) -> None:
+    """Raise ``MemoryError`` if there is no room to decode a picture of that size.
+
+    To be asked when a decoder has failed: these call a picture broken, in many words, when they got no memory.
+    """
+    bytes(size[0] * size[1] * _BYTES_A_PIXEL.get(name, 0))
 
 
 def check_pixels(source: Source, limits: Limits, scale: int) -> None:

@@ -185,9 +185,9 @@ def reason_of(error: BaseException, limits: Limits) -> str:
     """What an exception of a decoder means, in words."""
     if isinstance(error, ImageError):
         return str(error)
-    said = str(error)
+    said = str(error).lower()
     short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    if short or "out of memory" in said or "Insufficient memory" in said:
+    if short or "out of memory" in said or "insufficient memory" in said or "memory allocation" in said:
         return f"needs more than {limits.memory_bytes / 2**20:.0f} MiB of memory"
     if isinstance(error, UnidentifiedImageError):
         return "the picture is broken: its headers make no sense"
