@@ -1,6 +1,6 @@
 """What must be known of a WebP before it is opened: libwebp takes memory for its canvas first, and asks no limit.
 
-RFC 9649 is the syntax read here. A canvas has at most 16,384 pixels along each side, which is two gigabytes.
+RFC 9649 is the syntax read here. Thirty bytes can ask for a canvas of two gigabytes.
 """
 
 from __future__ import annotations
