@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import resource
 from collections.abc import Callable
@@ -10,12 +11,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from engines import ordered
 
-from fsworker.thumbnails.heap import more_large_pages, touch_large_page, use_large_pages
+from fsworker.thumbnails import Limits
+from fsworker.thumbnails.heap import (
+    more_large_pages,
+    touch_large_page,
+    use_large_pages,
+    use_some_large_pages,
+)
 from fsworker.thumbnails.limits import address_space_bytes
 
 _MIB = 2**20
 _SMALL_PAGES_A_MIB = _MIB // resource.getpagesize()
+_M_MMAP_MAX = -4  # mallopt(3)
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 needs_large_pages = pytest.mark.skipif(
@@ -58,13 +67,18 @@ def _prepare_and_fill(*sizes_mib: int) -> int:
 def _fill_as_a_spare(size_mib: int) -> int:
     use_large_pages(64 * _MIB)
     touch_large_page()
-    assert more_large_pages(512 * _MIB)
+    more_large_pages(512 * _MIB)
     return _fill(size_mib)
 
 
-def _fill_in_a_thread(size_mib: int) -> int:
+def _prepare_some_and_fill(size_mib: int) -> int:
+    use_some_large_pages()
+    return _fill(size_mib)
+
+
+def _in_a_thread(act: Callable[[], int]) -> int:
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_prepare_and_fill, size_mib).result()
+        return thread.submit(act).result()
 
 
 @needs_large_pages
@@ -81,29 +95,49 @@ def test_a_spare_has_more_once_it_knows_its_limit() -> None:
 
 
 @needs_large_pages
-def test_a_thread_that_forks_has_a_heap_of_its_own() -> None:
-    assert _least(partial(_fill_in_a_thread, 20)) < 20 * _SMALL_PAGES_A_MIB / 4
+def test_a_fork_of_an_application_has_some() -> None:
+    few = 20 * _SMALL_PAGES_A_MIB / 4
+    assert _least(partial(_prepare_some_and_fill, 20)) < few
+    assert _least(partial(_in_a_thread, partial(_prepare_some_and_fill, 20))) < few
 
 
-def _use_of(limit_mib: int, told_mib: int, size_mib: int) -> int:
-    """How many bytes can be had at once, told that there are so many."""
+def _use_of(limit_mib: int, prepare: Callable[[], None], size_mib: int) -> int:
+    """How many bytes can be had at once."""
     _limit(limit_mib)
-    use_large_pages(told_mib * _MIB)
+    prepare()
     return len(b"x" * (size_mib * _MIB))
 
 
-def _use_of_in_a_thread(limit_mib: int, told_mib: int, size_mib: int) -> int:
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_use_of, limit_mib, told_mib, size_mib).result()
-
-
 def test_a_limit_of_the_host_that_is_tighter_is_respected() -> None:
-    assert _in_a_process(partial(_use_of, 20, 512, 12)) == 12 * _MIB
+    assert _in_a_process(partial(_use_of, 20, partial(use_large_pages, 512 * _MIB), 12)) == 12 * _MIB
+    assert _in_a_process(partial(_use_of, 20, use_some_large_pages, 12)) == 12 * _MIB
 
 
-@pytest.mark.parametrize("use", [_use_of, _use_of_in_a_thread])
-def test_most_of_the_memory_can_be_had_at_once(use: Callable[[int, int, int], int]) -> None:
-    assert _in_a_process(partial(use, 130, 130, 90)) == 90 * _MIB
+def test_most_of_the_memory_can_be_had_at_once() -> None:
+    assert _in_a_process(partial(_use_of, 130, partial(use_large_pages, 130 * _MIB), 90)) == 90 * _MIB
+    some = partial(_use_of, 130, use_some_large_pages, 90)
+    assert _in_a_process(some) == 90 * _MIB
+    assert _in_a_process(partial(_in_a_thread, some)) == 90 * _MIB
+
+
+def _use_with_holes(size_mib: int) -> int:
+    """What becomes of a picture that needs so much and may have 64 MiB, in a process with 250 MiB of holes in its heap."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_MAX, 0)
+    held = [b"x" * (25 * _MIB) for _ in range(11)]
+    last = held.pop()
+    held.clear()
+    ctypes.CDLL(None).mallopt(_M_MMAP_MAX, 65536)
+    assert len(b"x" * (200 * _MIB)) == 200 * _MIB
+    _, why = ordered(f"bytearray({size_mib * _MIB})", Limits(memory_bytes=64 * _MIB))
+    del last
+    assert why in (None, "needs more than 64 MiB of memory")
+    return 0 if why else size_mib
+
+
+def test_the_holes_of_an_application_do_not_make_its_limit_wider() -> None:
+    assert _in_a_process(partial(_use_with_holes, 100)) == 0
+    assert _in_a_process(partial(_in_a_thread, partial(_use_with_holes, 100))) == 0
+    assert _in_a_process(partial(_use_with_holes, 40)) == 40
 
 
 def _taken_beforehand() -> int:

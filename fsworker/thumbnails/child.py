@@ -27,7 +27,7 @@ from functools import partial
 from typing import NoReturn
 
 from fsworker.specification import Thumbnail
-from fsworker.thumbnails.heap import use_large_pages
+from fsworker.thumbnails.heap import fill_holes, use_some_large_pages
 from fsworker.thumbnails.limits import BlockedSignals, Limits, address_space_bytes, confine, renounce
 from fsworker.thumbnails.outcome import MemoryFile, Report, Reporter, read_report
 
@@ -95,8 +95,9 @@ def _run(
         keep = frozenset((fd, report_fd, output_fd))
 
         def prepare() -> None:
+            fill_holes(space_bytes)
             confine(limits, keep, parent, space_bytes, renounce(keep))
-            use_large_pages(limits.memory_bytes)
+            use_some_large_pages()
 
         decode_and_exit(engine, fd, specifications, limits, Reporter(report_fd, output_fd), prepare)
     finished = False
