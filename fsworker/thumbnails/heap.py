@@ -50,17 +50,19 @@ def use_large_pages(memory_bytes: int) -> None:
 def fill_holes(space_bytes: int) -> None:
     """Take for good what malloc has free in a heap that this process was forked with: a limit of address space counts none of it.
 
-    ``space_bytes`` is what the process has, and until it is given another limit all it may have. Nothing is touched, so it
-    costs no memory. Holes of less than a megabyte stay.
+    ``space_bytes`` is what the process has, and until it is given another limit all it may have. Hardly a page is touched,
+    so it costs no memory. Holes of less than a megabyte stay.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(
         resource.RLIMIT_AS, (space_bytes if hard == resource.RLIM_INFINITY else min(space_bytes, hard), hard)
     )
-    size = _LARGEST_HOLE_BYTES
+    size, left = _LARGEST_HOLE_BYTES, space_bytes  # there is an end even where the kernel does not keep to the limit
     with suppress(MemoryError):  # not so much as a number could be made: then there are none
-        while _CAN and size >= _LEAST_HOLE_BYTES:
-            if not _libc.malloc(size):
+        while _CAN and size >= _LEAST_HOLE_BYTES and left > 0:
+            if _libc.malloc(size):
+                left -= size
+            else:
                 size //= 2
 
 
