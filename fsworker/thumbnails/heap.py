@@ -38,9 +38,9 @@ def touch_large_page() -> None:
 
 
 def use_large_pages(memory_bytes: int) -> None:
-    """Prepare the heap of a process that is to live for one picture, and may have so much memory.
+    """Prepare the heap of a process that is to live for one picture, and may have so much memory, half of it in large pages.
 
-    For a fork of a process with one thread.
+    The rest is for what malloc does not give. For a fork of a process with one thread.
     """
     if _CAN:
         _libc.mallopt(_M_MMAP_MAX, 0)
@@ -88,7 +88,7 @@ def _use_stretch(length: int) -> None:
 
 
 def _stretch(length: int) -> int:
-    """Have what malloc gives next come in large pages; half of the memory is left for what malloc does not give.
+    """Have so much of what malloc gives next come in large pages.
 
     Returns where they begin; 0, and there are none, if that is too little to be worth it, or the process may have less.
     """
