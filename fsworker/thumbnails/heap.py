@@ -3,6 +3,7 @@
 A new process pays for each page of memory that it touches first, four KiB at a time: of 44 ms for a photograph of
 12 megapixels those faults took 6. So malloc(3) is told to take all memory from one heap, to keep it, and to begin with
 a stretch of huge pages. It changes nothing but time; where the C library or the kernel has no such thing, nothing happens.
+What a fork finds free in its heap is another matter (:func:`fill_holes`): it is beyond the memory limit.
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ def use_large_pages(memory_bytes: int) -> None:
         _use_stretch(memory_bytes // 2)
 
 
+def more_large_pages(memory_bytes: int) -> None:
+    """Go on with :func:`use_large_pages` when more is known of the memory that the process may have."""
+    if _CAN:
+        _stretch(memory_bytes // 2)
+
+
+def use_some_large_pages() -> None:
+    """As :func:`use_large_pages`, for a fork of an application, or of a worker, whose threads have heaps of their own."""
+    if _CAN:
+        _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
+        _use_stretch(_LONGEST_IN_A_THREAD_BYTES)
+
+
 def fill_holes(space_bytes: int) -> None:
     """Take for good what malloc has free in a heap that this process was forked with: a limit of address space counts none of it.
 
@@ -64,19 +78,6 @@ def fill_holes(space_bytes: int) -> None:
                 left -= size
             else:
                 size //= 2
-
-
-def use_some_large_pages() -> None:
-    """The same in a fork of an application, or a worker, whose threads have heaps of their own."""
-    if _CAN:
-        _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
-        _use_stretch(_LONGEST_IN_A_THREAD_BYTES)
-
-
-def more_large_pages(memory_bytes: int) -> None:
-    """Go on with :func:`use_large_pages` when more is known of the memory that the process may have."""
-    if _CAN:
-        _stretch(memory_bytes // 2)
 
 
 def _use_stretch(length: int) -> None:
